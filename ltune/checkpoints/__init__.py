@@ -1,0 +1,1 @@
+"""The on-disk checkpoint protocol: publish, verify, load, keep the newest."""

@@ -1,0 +1,1 @@
+"""From prompt ids to answer ids. This layer knows no text, no templates, no rows."""

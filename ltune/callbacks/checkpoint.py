@@ -1,0 +1,60 @@
+"""When to save, and the order of saving: publish, point ``latest`` at it, delete older ones. Only ever right after an optimizer step."""
+
+import logging
+import signal
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ltune.callbacks.stop import GracefulStop, Stopped
+from ltune.callbacks.when import stepped
+from ltune.checkpoints.store import CheckpointStore
+from ltune.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """Saves the trained weights, the optimizer and the position, so that the same command continues bit for bit.
+
+    Args:
+        every: Optimizer steps between saves; the end of each epoch is saved too.
+        keep: Newest checkpoints kept.
+    """
+
+    def __init__(self, every: int = 100, keep: int = 2) -> None:
+        if every < 1 or keep < 1:
+            raise UsageError(f"checkpoint.every and checkpoint.keep are at least 1, got {every} and {keep}.")
+        self.every = every
+        self.keep = keep
+        self._saved = -1
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
+        if not stepped(trainer):
+            return
+        stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+        requested = stop.requested(trainer)
+        if requested or self._due(trainer):
+            # This step's metrics first: Lightning would write them after us, and a kill in between would leave a hole in the curve.
+            trainer._logger_connector.update_train_step_metrics()
+            self._save(trainer)
+        if requested:
+            raise Stopped(stop.signum or signal.SIGTERM, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where training ended between two saves, by max_steps or an early stop."""
+        if trainer.global_step != self._saved and stepped(trainer):
+            self._save(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self.every == 0 or trainer.is_last_batch or trainer.global_step == trainer.max_steps
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = trainer.global_step
+        store = CheckpointStore(Path(trainer.default_root_dir) / "checkpoints", keep=self.keep)
+        trainer.save_checkpoint(store.path(trainer.global_step))
+        if trainer.is_global_zero:
+            store.mark_latest(trainer.global_step)
+            store.prune()
+        trainer.strategy.barrier("checkpoint saved")

@@ -1,0 +1,69 @@
+"""Logs how fast it trains and how much memory that takes."""
+
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ltune.callbacks.when import at_log_step
+
+if TYPE_CHECKING:
+    from ltune.data.collate import Batch
+
+
+class Throughput(Callback):
+    """Logs train/tokens_per_second and train/samples_per_second (all ranks together, padding and validation left out) and
+    train/peak_memory_gib (of the fullest rank: what torch allocated on the GPU, or the process's resident memory on the CPU).
+
+    The rates are those since the previous logged step; the first one's includes the warm-up.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here."""
+        self._restart()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on where the clock was stopped."""
+        self._started += time.perf_counter() - self._paused
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: "Batch", batch_idx: int) -> None:
+        """Count the micro-batch; the device is only waited for when logging."""
+        self._tokens += batch.tokens
+        self._samples += len(batch.rows)
+        if not at_log_step(trainer):
+            return
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - self._started
+        mine = torch.tensor([self._tokens, self._samples, peak_memory(device)], dtype=torch.float64, device=device)
+        ranks = trainer.strategy.all_gather(mine).reshape(-1, 3).cpu()  # (ranks, 3)
+        values = {
+            "train/tokens_per_second": ranks[:, 0].sum() / seconds,
+            "train/samples_per_second": ranks[:, 1].sum() / seconds,
+            "train/peak_memory_gib": ranks[:, 2].max() / 2**30,
+        }
+        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._started = self._paused = time.perf_counter()
+        self._tokens = self._samples = 0
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far, in bytes: torch's allocations on a GPU, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

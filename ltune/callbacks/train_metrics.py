@@ -1,0 +1,20 @@
+"""Logs the step's loss, the gradient's norm and the epoch; and, as ``step``, which optimizer step all metrics of this moment belong to."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ltune.callbacks.when import at_log_step
+
+
+class TrainMetrics(Callback):
+    """Logs train/loss, train/grad_norm and train/epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
+        if not at_log_step(trainer):
+            return
+        values = {
+            "train/loss": pl_module.step_loss,
+            "train/grad_norm": pl_module.grad_norm,
+            "train/epoch": trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches,
+            "step": float(trainer.global_step),
+        }
+        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)

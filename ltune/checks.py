@@ -1,0 +1,129 @@
+"""Rules between options: one function a rule, all problems reported at once, before any weights load."""
+
+from typing import Any
+
+import torch
+
+from ltune.errors import UsageError
+
+
+def check(config: dict[str, Any], command: str) -> None:
+    """Raise UsageError with every problem between the options of a parsed configuration.
+
+    Args:
+        config: The resolved configuration, as in the run folder's config.yaml.
+        command: fit, validate, test or predict.
+    """
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    problems = [problem for rule in RULES for problem in rule(model, data, trainer)]
+    if command == "fit":
+        problems += [problem for rule in FIT_RULES for problem in rule(model, data, trainer)]
+    if problems:
+        raise UsageError(as_message(problems))
+
+
+def as_message(problems: list[str]) -> str:
+    """At most 5 lines."""
+    if len(problems) == 1:
+        return problems[0]
+    shown = problems if len(problems) <= 4 else [*problems[:3], f"... and {len(problems) - 3} more: {'; '.join(problems[3:])}"]
+    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  {problem}" for problem in shown)])
+
+
+def quantized_weights_cannot_train(model: dict, data: dict, trainer: dict) -> list[str]:
+    adapter, quantizer = class_of(model["adapter"]), class_of(model["quantize"])
+    if quantizer and adapter in ("Full", "Freeze"):
+        return [f"model.adapter: {adapter} trains the weights themselves, and model.quantize: {quantizer} freezes them; set  model.quantize: null  or  model.adapter: LoRA"]
+    return []
+
+
+def pissa_needs_exact_weights(model: dict, data: dict, trainer: dict) -> list[str]:
+    if class_of(model["quantize"]) and init_args(model["adapter"]).get("pissa"):
+        return ["adapter.pissa starts from the weights' own factors, which 4-bit storage does not have; set  model.quantize: null  or  pissa: false"]
+    return []
+
+
+def lora_plus_needs_lora(model: dict, data: dict, trainer: dict) -> list[str]:
+    if model["lora_plus_ratio"] is not None and class_of(model["adapter"]) != "LoRA":
+        return [f"model.lora_plus_ratio is about LoRA's B matrices, and model.adapter is {class_of(model['adapter'])}; set it to null"]
+    if model["lora_plus_ratio"] is not None and model["lora_plus_ratio"] <= 0:
+        return [f"model.lora_plus_ratio is above 0, got {model['lora_plus_ratio']}"]
+    return []
+
+
+def numbers_make_sense(model: dict, data: dict, trainer: dict) -> list[str]:
+    problems = [f"data.{key} is at least {least}, got {data[key]}" for key, least in (("batch_size", 1), ("max_length", 2)) if data[key] < least]
+    problems += [f"data.{key} is not negative, got {data[key]}" for key in ("val_size", "workers") if data[key] < 0]
+    if data["max_rows"] is not None and data["max_rows"] < 1:
+        problems.append(f"data.max_rows is at least 1 or null, got {data['max_rows']}")
+    return problems
+
+
+def one_way_to_validate(model: dict, data: dict, trainer: dict) -> list[str]:
+    if data["val_size"] and data["val_datasets"]:
+        return ["data.val_size and data.val_datasets are two ways to get validation rows; choose one"]
+    return []
+
+
+def device_is_there(model: dict, data: dict, trainer: dict) -> list[str]:
+    if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        return [f"trainer.accelerator: {trainer['accelerator']} was asked for, and torch {torch.__version__} sees no CUDA device; set it to auto or cpu, or mend the driver"]
+    if trainer["accelerator"] in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        asked = trainer["devices"]
+        count = int(asked) if isinstance(asked, int) or (isinstance(asked, str) and asked.isdigit()) else 0
+        if count > torch.cuda.device_count():
+            return [f"trainer.devices: {asked} were asked for, and {torch.cuda.device_count()} are there"]
+    return []
+
+
+def precision_runs_there(model: dict, data: dict, trainer: dict) -> list[str]:
+    cpu = trainer["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if cpu and str(trainer["precision"]) in ("16", "16-mixed", "16-true"):
+        return [f"trainer.precision: {trainer['precision']} needs a GPU; on the CPU use bf16-true or 32-true"]
+    if str(trainer["precision"]) in ("64", "64-true", "transformer-engine", "transformer-engine-float16"):
+        return [f"trainer.precision: {trainer['precision']} is not supported; use 32-true, bf16-true, bf16-mixed or 16-mixed"]
+    return []
+
+
+def windows_are_ours(model: dict, data: dict, trainer: dict) -> list[str]:
+    problems = []
+    if trainer["default_root_dir"]:
+        problems.append("trainer.default_root_dir is the run folder; give it as  run: FOLDER")
+    if trainer["overfit_batches"]:
+        problems.append("trainer.overfit_batches would replace the order of rows; use  data.max_rows  instead")
+    if trainer["reload_dataloaders_every_n_epochs"]:
+        problems.append("trainer.reload_dataloaders_every_n_epochs would lose the position in the data; set it to 0")
+    if trainer["gradient_clip_algorithm"] not in (None, "norm"):
+        problems.append(f"trainer.gradient_clip_algorithm: {trainer['gradient_clip_algorithm']} is not supported; clipping is by norm")
+    if trainer["use_distributed_sampler"]:
+        problems.append("trainer.use_distributed_sampler would replace the order of rows; set it to false")
+    if any("GradientAccumulationScheduler" in str(class_of(callback)) for callback in trainer["callbacks"] or []):
+        problems.append("GradientAccumulationScheduler would change the windows' size; set trainer.accumulate_grad_batches to a number")
+    return problems
+
+
+def something_to_train_on(model: dict, data: dict, trainer: dict) -> list[str]:
+    return [] if data["datasets"] else ["data.datasets is empty; name data sets, for example  --data.datasets='[rows.jsonl]'"]
+
+
+def training_ends(model: dict, data: dict, trainer: dict) -> list[str]:
+    if trainer["max_epochs"] in (None, -1) and trainer["max_steps"] in (None, -1) and not trainer["max_time"]:
+        return ["trainer.max_epochs, max_steps and max_time are all unset: training would not end; set one"]
+    return []
+
+
+RULES = [
+    quantized_weights_cannot_train, pissa_needs_exact_weights, lora_plus_needs_lora, numbers_make_sense, one_way_to_validate,
+    device_is_there, precision_runs_there,
+]  # fmt: skip
+FIT_RULES = [windows_are_ours, something_to_train_on, training_ends]
+
+
+def class_of(value: dict | None) -> str | None:
+    """The short class name of a ``class_path`` value, or None."""
+    return value["class_path"].rsplit(".", 1)[-1] if value else None
+
+
+def init_args(value: dict | None) -> dict:
+    """The ``init_args`` of a ``class_path`` value."""
+    return (value or {}).get("init_args") or {}

@@ -1,0 +1,45 @@
+"""Parameter groups: which trained weights get which learning rate and weight decay."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def build_optimizer(named: Named, make, lora_plus_ratio: float | None) -> Optimizer:
+    """The optimizer that ``make(groups)`` gives, with LoRA+ and no weight decay on one-dimensional weights.
+
+    Args:
+        named: The trained parameters with their names.
+        make: Takes a list of groups, gives a torch optimizer (the YAML's class with its options).
+        lora_plus_ratio: Learning rate of B over that of A (https://arxiv.org/abs/2402.12354); None: the same for all.
+    """
+    groups = [group for group in split(named) if group["params"]]
+    optimizer = make([{"params": group["params"]} for group in groups])
+    for group, made in zip(groups, optimizer.param_groups, strict=True):
+        if not group["decays"] and "weight_decay" in made:
+            made["weight_decay"] = 0.0
+        if lora_plus_ratio is not None and group["raised"]:
+            made["lr"] *= lora_plus_ratio
+    return optimizer
+
+
+def split(named: Named) -> list[dict]:
+    """Three groups: A matrices and other weights; B matrices; one-dimensional. LoRA+ raises the last two."""
+    plain: list[nn.Parameter] = []
+    b_matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in named:
+        if parameter.ndim == 1:
+            vectors.append(parameter)
+        elif "lora_B" in name or "lora_embedding_B" in name:
+            b_matrices.append(parameter)
+        else:
+            plain.append(parameter)
+    return [
+        {"params": plain, "decays": True, "raised": False},
+        {"params": b_matrices, "decays": True, "raised": True},
+        {"params": vectors, "decays": False, "raised": True},
+    ]

@@ -1,0 +1,26 @@
+"""LoRA+ raises B and one-dimensional weights; those of one dimension never decay."""
+
+import torch
+
+from ltune.optim.groups import build_optimizer
+
+
+def named():
+    shapes = {"q.lora_A.default.weight": (2, 4), "q.lora_B.default.weight": (4, 2), "q.bias": (4,)}
+    return [(name, torch.nn.Parameter(torch.zeros(shape))) for name, shape in shapes.items()]
+
+
+def adamw(groups):
+    return torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+
+
+def test_lora_plus_raises_b_and_vectors():
+    optimizer = build_optimizer(named(), adamw, 16.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1.6e-2, 1.6e-2]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
+
+
+def test_without_lora_plus_all_learn_alike_and_empty_groups_are_left_out():
+    optimizer = build_optimizer(named()[:1], adamw, None)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3]

@@ -1,0 +1,83 @@
+"""Help and usage errors answer at once, in a few lines, without importing torch."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ltune.cli import COMMANDS, main
+
+PROBE = "import sys; from ltune.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+
+
+def quick(*arguments, cwd=None):
+    """Exit code, stdout, stderr lines, whether torch was imported, seconds."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60)
+    *lines, torch = done.stderr.splitlines()
+    return done.returncode, done.stdout, lines, torch == "True", time.perf_counter() - start
+
+
+def test_help_names_every_command_and_is_quick():
+    code, out, _, torch, seconds = quick("--help")
+    assert code == 0
+    assert not torch
+    assert all(f"  {name} " in out for name in COMMANDS)
+    assert seconds < 0.5 * 4  # the bound is 0.5 s; tests share the machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "a command is missing"),
+        (["fitt"], 'did you mean "fit"?'),
+        (["fit", "--model.adaptr", "LoRA"], 'model.adaptr is not an option; did you mean "adapter"?'),
+        (["fit", "--trainer.max_step", "3"], 'trainer.max_step is not an option; did you mean "max_steps"?'),
+        (["fit", "--batch_size", "3"], "did you mean data.batch_size?"),
+        (["fit", "--data.seed", "3"], "data.seed: follows from seed_everything"),
+        (["fit", "--model.adapter.rnak", "3"], 'did you mean "rank"?'),
+        (["fit", "--config"], "--config wants a file"),
+        (["fit", "--config", "none.yaml"], "none.yaml: no such file"),
+    ],
+)
+def test_a_usage_error_says_what_was_meant(arguments, said):
+    code, out, lines, torch, _ = quick(*arguments)
+    assert code == 2
+    assert out == ""
+    assert said in "\n".join(lines)
+    assert 1 <= len(lines) <= 5
+    assert not torch
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model:\n  modle: tiny\n", 'wrong.yaml:2: model.modle is not an option; did you mean "model"?'),
+        ("data:\n  batch_size: two\n", "wrong.yaml:2: data.batch_size: wants int, got 'two'"),
+        ("data:\n  truncation: rihgt\n", "wrong.yaml:2: data.truncation"),
+        ("model:\n  adapter: LoRa\n", 'did you mean "LoRA"?'),
+        ("model:\n  adapter: {class_path: LoRA, init_args: {rnk: 8}}\n", 'did you mean "rank"?'),
+        ("model:\n  rank: 8\n", "wrong.yaml:2: model.rank is not an option"),
+        ("batch_size: 3\n", "wrong.yaml:1: batch_size is not an option; did you mean data.batch_size?"),
+        ("data:\n  batch_size: 3\n  batch_size: 4\n", "wrong.yaml:3: batch_size stands here a second time (first in line 2)"),
+        ("model:\n\t model: tiny\n", "wrong.yaml:2: not valid YAML"),
+        ("- a\n", "wrong.yaml:1: a configuration is a mapping"),
+        ("data:\n  datasets: [{name: a, max_row: 3}]\n", 'did you mean "max_rows"?'),
+        ("model:\n  sampling: {temprature: 1}\n", 'did you mean "temperature"?'),
+    ],
+)
+def test_a_wrong_configuration_is_named_by_file_and_line(tmp_path, text, said):
+    (tmp_path / "wrong.yaml").write_text(text)
+    code, _, lines, torch, _ = quick("fit", "--config", "wrong.yaml", cwd=tmp_path)
+    assert code == 2
+    assert said in "\n".join(lines)
+    assert 1 <= len(lines) <= 5
+    assert not torch
+
+
+def test_version_names_the_stack(capsys):
+    assert main(["version"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("ltune 0.")
+    assert all(name in out for name in ("torch 2.", "lightning 2.", "peft 0."))
