@@ -7,6 +7,7 @@ pretrained by two runs of `ltune fit` with all weights trained: plain text first
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -127,7 +128,8 @@ def fit(start: Path, rows: Iterable[dict[str, str]], run: Path, objective: str, 
     }
     file = run / "fit.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False))
-    subprocess.run([sys.executable, "-m", "ltune", "fit", "--config", str(file)], check=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums are added up in the same order on any number of cores
+    subprocess.run([sys.executable, "-m", "ltune", "fit", "--config", str(file)], check=True, env=one_thread)
     return run / "run" / "model"
 
 

@@ -43,9 +43,10 @@ def ltune(tmp_path: Path):
     return run
 
 
-def metrics(run: Path) -> list[dict]:
+@pytest.fixture(scope="session")
+def metrics():
     """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

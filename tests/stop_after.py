@@ -1,4 +1,4 @@
-"""A callback that presses Ctrl-C after a given optimizer step; it runs in the process under test."""
+"""A callback that stops its process during a given optimizer step, by Ctrl-C or worse; it runs in the process under test."""
 
 import os
 import signal
@@ -7,11 +7,14 @@ from lightning.pytorch import Callback
 
 
 class StopAfter(Callback):
-    """Sends SIGINT to its own process once ``step`` optimizer steps are done."""
+    """Sends a signal to its own process while ``step`` (counted from 1) is under way."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, signum: int = signal.SIGINT) -> None:
         self.step = step
+        self.signum = signum
+        self.sent = False
 
-    def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
-        if trainer.global_step == self.step - 1 and trainer.fit_loop._should_accumulate() is False:
-            os.kill(os.getpid(), signal.SIGINT)
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step - 1 and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), self.signum)

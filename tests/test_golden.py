@@ -4,7 +4,6 @@ import json
 
 import pytest
 import yaml
-from conftest import metrics
 from safetensors.torch import load_file
 
 
@@ -38,7 +37,7 @@ def imported(shared, ltune, tmp_path):
     ],
     ids=["2x4 flat", "2x4 padded", "8x1 flat", "1x8 flat"],
 )
-def test_the_reference_run(options, imported, shared, ltune, tmp_path):
+def test_the_reference_run(options, imported, shared, ltune, tmp_path, metrics):
     done = ltune("fit", "--config", imported, *options)
     assert done.returncode == 0, done.stderr
     golden = json.loads((shared / "golden" / "runs" / "sft.json").read_text())["steps"]

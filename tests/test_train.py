@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import metrics
 
 CONFIGURATION = {
     "run": "run",
@@ -37,7 +36,7 @@ def adapter_hash(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def test_a_run_leaves_what_it_should_and_the_same_command_says_it_is_finished(ltune, config, tmp_path):
+def test_a_run_leaves_what_it_should_and_the_same_command_says_it_is_finished(ltune, config, tmp_path, metrics):
     done = ltune("fit", "--config", config)
     run = tmp_path / "run"
     assert done.returncode == 0, done.stderr
@@ -82,7 +81,7 @@ def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, tmp_path):
+def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, tmp_path, metrics):
     """The long version is scripts/kill_resume.py."""
     whole = ltune("fit", "--config", config, "--run", "whole")
     assert whole.returncode == 0, whole.stderr
@@ -118,16 +117,25 @@ def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, 
     assert adapter_hash(run) == expected
 
 
-@pytest.mark.parametrize("stop_at", [3, 4, 5], ids=["mid-epoch", "last step of an epoch", "first step of the next"])
-def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, ltune, config, tmp_path):
-    options = ["--data.val_size", 4, "--checkpoint.every", 1, "--data.batch_size", 1, "--trainer.accumulate_grad_batches", 5]
+@pytest.mark.parametrize(
+    ("stop_at", "signum", "every"),
+    [(3, signal.SIGINT, 1), (4, signal.SIGINT, 100), (5, signal.SIGINT, 1), (5, signal.SIGKILL, 100)],
+    ids=["mid-epoch", "last step of an epoch", "first step of the next", "killed, back to the end of the epoch"],
+)
+def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, signum, every, ltune, config, tmp_path, metrics):
+    options = ["--data.val_size", 4, "--checkpoint.every", every, "--data.batch_size", 1, "--trainer.accumulate_grad_batches", 5]
     whole = ltune("fit", "--config", config, "--run", "whole", *options)
     assert whole.returncode == 0, whole.stderr
-    callback = ["--trainer.callbacks+=stop_after.StopAfter", f"--trainer.callbacks.step={stop_at}"]
-    stopped = ltune("fit", "--config", config, "--run", "stopped", *options, *callback, env={"PYTHONPATH": str(Path(__file__).parent)})
-    assert stopped.returncode == 130, stopped.stderr
+    callback = ["--trainer.callbacks+=stop_after.StopAfter", f"--trainer.callbacks.step={stop_at}", f"--trainer.callbacks.signum={int(signum)}"]
+    stopped = ltune("fit", "--config", config, "--run", "stopped", *options, *callback, env={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])})
+    assert stopped.returncode == (130 if signum == signal.SIGINT else -9), stopped.stderr
     again = ltune("fit", "--config", config, "--run", "stopped", *options)
     assert again.returncode == 0, again.stderr
     assert adapter_hash(tmp_path / "stopped") == adapter_hash(tmp_path / "whole")
-    comparable = [{key: line[key] for key in line if "per_second" not in key and "memory" not in key} for line in metrics(tmp_path / "stopped")]
-    assert comparable == [{key: line[key] for key in line if "per_second" not in key and "memory" not in key} for line in metrics(tmp_path / "whole")]
+    assert [line["step"] for line in metrics(tmp_path / "whole") if "val/loss" in line] == [4, 8]
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "whole"))
+
+
+def timeless(lines: list[dict]) -> list[dict]:
+    """Metrics without those that differ from run to run."""
+    return [{name: value for name, value in line.items() if "per_second" not in name and "memory" not in name} for line in lines]

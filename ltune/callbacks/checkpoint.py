@@ -3,6 +3,7 @@
 import logging
 import signal
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -29,6 +30,14 @@ class Checkpoints(Checkpoint):
         self.every = every
         self.keep = keep
         self._saved = -1
+        self._validation_pending = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint is saved before the validation of its step. If the run was killed in between, Lightning would leave that validation out."""
+        if self._validation_pending:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         if not stepped(trainer):
@@ -38,14 +47,29 @@ class Checkpoints(Checkpoint):
         if requested or self._due(trainer):
             # This step's metrics first: Lightning would write them after us, and a kill in between would leave a hole in the curve.
             trainer._logger_connector.update_train_step_metrics()
+            self._validation_pending = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
             self._save(trainer)
         if requested:
             raise Stopped(stop.signum or signal.SIGTERM, trainer.global_step)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same checkpoint again, now with its validation done."""
+        if self._validation_pending and trainer.state.fn == "fit":
+            self._validation_pending = False
+            if self._saved == trainer.global_step:
+                self._save(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where training ended between two saves, by max_steps or an early stop."""
+        """Where training ended between two saves, by an early stop."""
         if trainer.global_step != self._saved and stepped(trainer):
             self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the validation of the saved step is still to come."""
+        return {"validation_pending": self._validation_pending}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validation_pending = state_dict["validation_pending"]
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every == 0 or trainer.is_last_batch or trainer.global_step == trainer.max_steps

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -106,7 +107,8 @@ def prepare(
     """
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"data.max_rows: {max_rows}; it must be 1 or more, or null for all.")
-    parts = [_Part(source, max_rows if source.max_rows is None else source.max_rows) for source in (resolve(d, folder) for d in datasets)]
+    sources = [resolve(dataset, folder) for dataset in datasets]
+    parts = [_Part(source, max_rows if source.max_rows is None else source.max_rows) for source in sources]
     files = [{"name": part.source.name, "path": str(file), "sha256": sha256(file)} for part in parts for file in part.source.files]
     cache = Path(cache).expanduser() if cache else _default_cache()
     target = cache / _key(parts, files, rows, encoder)
@@ -117,7 +119,7 @@ def prepare(
         _sweep(cache)
         _build(target, parts, files, rows, encoder, processes)
     except OSError as error:
-        raise ResourceError(f"data.cache: cannot write to {cache}: {error.strerror or error}") from error
+        raise ResourceError(f"data.cache: cannot write the tokenised rows to {cache}: {error}") from error
     return Prepared(target)
 
 
@@ -310,7 +312,11 @@ def _encode(chunk: Chunk, rows: type[Row], encoder: Encoder) -> list[Outcome]:
 def _spread(chunks: Iterator[Chunk], rows: type[Row], encoder: Encoder, processes: int) -> Iterator[Outcome]:
     # Few chunks are under way at a time, so that memory stays flat however long the file
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(rows, encoder))
+    # The encoder is large, and would block the start of a process that dies at once; a queue is fed by a thread
+    inbox = context.Queue()
+    for _ in range(processes):
+        inbox.put((rows, encoder))
+    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(inbox,))
     waiting: deque[Future] = deque()
     try:
         for chunk in chunks:
@@ -323,14 +329,16 @@ def _spread(chunks: Iterator[Chunk], rows: type[Row], encoder: Encoder, processe
         raise ResourceError("a tokenising process died, most likely for lack of memory.\nTry  --data.processes 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
+        inbox.cancel_join_thread()
+        inbox.close()
 
 
 _worker: tuple[type[Row], Encoder]  # of a tokenising process
 
 
-def _start_worker(rows: type[Row], encoder: Encoder) -> None:
+def _start_worker(inbox: Queue) -> None:
     global _worker
-    _worker = (rows, encoder)
+    _worker = inbox.get()
     parent = multiprocessing.parent_process()
     assert parent is not None
     # Otherwise it would wait for work for ever after a parent that was killed

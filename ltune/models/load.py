@@ -134,7 +134,9 @@ def quantization_for(name: str, config: "PretrainedConfig", quantize: Quantizer 
 def read_weights(name: str, source: str, **arguments: Any) -> "PreTrainedModel":
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # it fills logs, and a local folder loads in seconds
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, output_loading_info=True, **arguments)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
