@@ -1,7 +1,7 @@
 """A row to tokens and labels.
 
-Every piece of a rendered conversation (prompt, answer, prompt ...) is tokenised apart, and text in a row never becomes a control token:
-a row that spells one is rendered with stand-ins for it and tokenised by a copy of the tokenizer that knows control tokens by stand-ins only.
+Every piece of a rendered conversation (prompt, answer, prompt ...) is tokenised apart. Text in a row never becomes a control token:
+a row that spells one is rendered with a stand-in for it, and tokenised by a copy of the tokenizer that knows stand-ins only.
 """
 
 import json

@@ -92,7 +92,8 @@ def show_row(sequence: Sequence, tokenizer: "PreTrainedTokenizerBase") -> str:
     shown = []
     tokens = zip(map(int, sequence.input_ids), map(int, sequence.labels), strict=True)
     for trained, run in groupby(tokens, key=lambda token: token[1] != IGNORE):
-        text = _printable(tokenizer.decode([id for id, _ in run], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        ids = [id for id, _ in run]
+        text = _printable(str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
         shown.append(f"{begin}{text}{end}" if trained else text)
     return "".join(shown)
 

@@ -203,6 +203,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     number, position = 0, _skip(text, position + 1)
     ended = text[position : position + 1] == "]"
+    position = _skip(text, position + 1) if ended else position
     while not ended:
         number += 1
         try:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -86,7 +86,8 @@ class Template:
 
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            rendered, spans = render_jinja_template(
+            # Its annotation says str; it returns texts and, for each, the (begin, end) of what is marked
+            rendered, spans = cast(Any, render_jinja_template)(
                 conversations=[conversation],
                 chat_template=self._dateless,
                 return_assistant_tokens_mask=MARKS.search(self.source) is not None,
