@@ -134,9 +134,18 @@ class FineTuner(LightningModule):
         optimizer = build_optimizer(named, self.optimizer, self.lora_plus_ratio)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        self.group_options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # -- training -----------------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """A restored optimizer brings its old options. They are the configuration's, unless --resume.allow let it change: then the new ones hold."""
+        scheduler = self.lr_schedulers()
+        scheduler.base_lrs = [options["initial_lr"] for options in self.group_options]
+        for group, options in zip(scheduler.optimizer.param_groups, self.group_options, strict=True):
+            group.update(options)
+            group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on the place in training alone."""

@@ -5,10 +5,11 @@ are defined: this reads them, LightningCLI reads them too and has the last word.
 """
 
 import ast
-import importlib.util
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+from ltune.signatures import Class, module_file, read
 
 PACKAGE = Path(__file__).parent
 
@@ -23,14 +24,9 @@ LINKS = {
 SECTIONS = {"model": "FineTuner", "data": "ChatData", "checkpoint": "Checkpoints", "trainer": "Trainer"}
 SINGLE = {"seed_everything": "int", "run": "str", "ckpt_path": "str | None", "resume": "Resume", "config": "str", "print_config": "str", "help": "str"}
 
-
-@dataclass(frozen=True)
-class Class:
-    """A class as its source has it."""
-
-    name: str
-    bases: tuple[str, ...]
-    parameters: dict[str, str] = field(default_factory=dict)  # of the constructor: name -> annotation
+LIGHTNING = ("lightning.pytorch.trainer.trainer", "lightning.fabric.plugins.precision.precision")
+# Where the classes are that these annotations choose from, under their short names
+PUBLISHED = {"Logger": "lightning.pytorch.loggers", "Callback": "lightning.pytorch.callbacks", "OptimizerCallable": "torch.optim"}
 
 
 @cache
@@ -39,31 +35,26 @@ def classes() -> dict[str, Class]:
     found = {"Resume": Class("Resume", (), {"allow": "list[str]"})}
     for file in PACKAGE.rglob("*.py"):
         if file.stem != "schema":
-            found |= read(file)
-    lightning = importlib.util.find_spec("lightning")  # of a top package: finds it without running it
-    if lightning and lightning.submodule_search_locations:
-        found |= read(Path(lightning.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py")
+            found |= read(file).classes
+    return found | read(_lightning(LIGHTNING[0])).classes
+
+
+@cache
+def aliases() -> dict[str, str]:
+    """Names that stand for an annotation, such as ``FloatName = Literal["float32", "bfloat16"]``."""
+    found = {}
+    for file in [*PACKAGE.rglob("*.py"), *map(_lightning, LIGHTNING)]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            value = node.value if isinstance(node, ast.Assign) else None
+            if isinstance(value, ast.Subscript) and isinstance(value.value, ast.Name) and value.value.id in ("Literal", "Union", "Optional"):
+                found |= {target.id: ast.unparse(value) for target in node.targets if isinstance(target, ast.Name)}
     return found
 
 
-def read(file: Path) -> dict[str, Class]:
-    """The classes that a file defines."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    return {node.name: _class(node) for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-def _class(node: ast.ClassDef) -> Class:
-    bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
-    init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
-    if init is not None:
-        arguments = [*init.args.args[1:], *init.args.kwonlyargs]
-        return Class(node.name, bases, {argument.arg: _text(argument.annotation) for argument in arguments})
-    fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-    return Class(node.name, bases, {part.target.id: _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)})
-
-
-def _text(annotation: ast.expr | None) -> str:
-    return ast.unparse(annotation) if annotation is not None else "Any"
+def _lightning(module: str) -> Path:
+    file = module_file(module)
+    assert file is not None, "lightning is a dependency"
+    return file
 
 
 def section(name: str) -> dict[str, str]:
@@ -90,6 +81,19 @@ def choices(annotation: str) -> list[str]:
     return sorted(name for name in classes() if _ancestors(name) & bases)
 
 
+def published(annotation: str) -> dict[str, str]:
+    """Short name -> dotted path of the loggers, callbacks or optimizers that the annotation names, ours too."""
+    found: dict[str, str] = {}
+    for name in _names(annotation):
+        package = PUBLISHED.get(name)
+        file = module_file(package) if package else None
+        if package and file:
+            found |= {short: f"{package}.{short}" for short in read(file).imported if short[0].isupper() and short not in ("Optimizer", name)}
+            bases = {name, *found}
+            found |= {short: short for short in classes() if _ancestors(short) & bases}
+    return found
+
+
 def fields_of(annotation: str) -> dict[str, str]:
     """The fields of a plain class of ours (no choice of subclasses) that the annotation names."""
     for name in _names(annotation):
@@ -111,15 +115,27 @@ def _ancestors(name: str) -> set[str]:
     return set(bases).union(*(_ancestors(base) for base in bases)) if bases else set()
 
 
+def accepts_null(annotation: str) -> bool:
+    """Whether null is a value of this type."""
+    return bool({"None", "Optional", "Any"} & {*_names(annotation), *(["None"] if "None" in annotation else [])})
+
+
+def wants_list(annotation: str) -> bool:
+    """Whether nothing but a list will do."""
+    return annotation.startswith("list[") and "|" not in annotation.rpartition("]")[2]
+
+
 def allowed(annotation: str) -> set | None:
     """{int, float, bool, str, None, or literal values} that a plain annotation allows; None where it is more than that."""
-    plain = {"int": int, "float": float, "bool": bool, "str": str, "None": None}
+    plain: dict[str, set] = {"int": {int}, "float": {float}, "bool": {bool}, "str": {str}, "None": {None}, "Tensor": set()}  # no YAML is a tensor
 
     def collect(node: ast.expr) -> set | None:
         if isinstance(node, ast.Constant):
             return {None} if node.value is None else None
+        if isinstance(node, ast.Name) and node.id in aliases():
+            return allowed(aliases()[node.id])
         if isinstance(node, ast.Name):
-            return {plain[node.id]} if node.id in plain else None
+            return plain.get(node.id)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             return both([node.left, node.right])
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
@@ -133,7 +149,7 @@ def allowed(annotation: str) -> set | None:
                 return None if inner is None else inner | {None}
         return None
 
-    def both(nodes: list[ast.expr]) -> set | None:
+    def both(nodes: Iterable[ast.expr]) -> set | None:
         sets = [collect(node) for node in nodes]
         return None if any(one is None for one in sets) else set().union(*(one for one in sets if one is not None))
 

@@ -241,21 +241,8 @@ def quiet() -> None:
 def main(command: str, argv: list[str]) -> int:
     """Run one of LightningCLI's commands."""
     quiet()
-    TrainCLI.command = command
-    TrainCLI.default_run = default_run(argv)
     try:
-        TrainCLI(
-            FineTuner,
-            ChatData,
-            args=[command, *argv],
-            seed_everything_default=42,
-            parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False, command: {"allow_abbrev": False}},
-            save_config_callback=None,
-            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": always_on(command)},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        TrainCLI(FineTuner, ChatData, args=[command, *argv], **cli_options(command, argv))
     except Finished as done:
         print(done)
     except torch.OutOfMemoryError as error:
@@ -265,6 +252,21 @@ def main(command: str, argv: list[str]) -> int:
             "or set  model.gradient_checkpointing: true"
         ) from error
     return 0
+
+
+def cli_options(command: str, argv: list[str]) -> dict[str, Any]:
+    """What LightningCLI is told besides the classes and the arguments."""
+    TrainCLI.command = command
+    TrainCLI.default_run = default_run(argv)
+    return {
+        "seed_everything_default": 42,
+        "parser_class": Parser,
+        "parser_kwargs": {"allow_abbrev": False, command: {"allow_abbrev": False}},
+        "save_config_callback": None,
+        "trainer_defaults": {**TRAINER_DEFAULTS, "callbacks": always_on(command)},
+        "auto_configure_optimizers": False,
+        "load_from_checkpoint_support": False,
+    }
 
 
 def always_on(command: str) -> list[Callback]:

@@ -1,6 +1,6 @@
 """Build the embedded default from nothing: `python scripts/build_tiny.py` writes ltune/assets/tiny and ltune/assets/quickstart.jsonl.
 
-Deterministic: the same script, library versions and kind of processor give the same files. About 10 minutes on one core. The base is
+Deterministic: the same script, library versions and kind of processor give the same files. About 11 minutes on one core. The base is
 pretrained by two runs of `ltune fit` with all weights trained: plain text first, then conversations, which bring in the control tokens
 (text in a row can never become one).
 """

@@ -33,7 +33,10 @@ class Checkpoints(Checkpoint):
         self._validation_pending = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A checkpoint is saved before the validation of its step. If the run was killed in between, Lightning would leave that validation out."""
+        """Make up for a validation: a checkpoint is saved before that of its step.
+
+        If the run was killed in between, Lightning would leave it out.
+        """
         if self._validation_pending:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -47,7 +50,9 @@ class Checkpoints(Checkpoint):
         if requested or self._due(trainer):
             # This step's metrics first: Lightning would write them after us, and a kill in between would leave a hole in the curve.
             trainer._logger_connector.update_train_step_metrics()
-            self._validation_pending = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            fetcher = trainer.fit_loop._data_fetcher
+            assert fetcher is not None, "there is one while training"
+            self._validation_pending = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
             self._save(trainer)
         if requested:
             raise Stopped(stop.signum or signal.SIGTERM, trainer.global_step)

@@ -3,10 +3,15 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.errors import LtuneError
+
+Handler = Callable[[int, FrameType | None], Any] | int | None  # what signal.signal takes and gives
 
 
 class Stopped(LtuneError):
@@ -18,7 +23,8 @@ class Stopped(LtuneError):
     """
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; the checkpoint is written.\nThe same command goes on from there.")
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name} after step {step}; the checkpoint is written.\nThe same command goes on from there.")
         self.exit_code = 128 + signum
 
 
@@ -27,7 +33,7 @@ class GracefulStop(Callback):
 
     def __init__(self) -> None:
         self.signum = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Handler] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -36,9 +42,9 @@ class GracefulStop(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         while self._previous:
             signum, handler = self._previous.popitem()
-            signal.signal(signum, handler)  # type: ignore[arg-type]
+            signal.signal(signum, handler)
 
-    def _request(self, signum: int, frame: object) -> None:
+    def _request(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
             os._exit(128 + signum)
         self.signum = signum

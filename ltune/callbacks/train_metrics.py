@@ -1,5 +1,7 @@
 """Logs the step's loss, the gradient's norm and the epoch; and, as ``step``, which optimizer step all metrics of this moment belong to."""
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.callbacks.when import at_log_step
@@ -11,7 +13,7 @@ class TrainMetrics(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         if not at_log_step(trainer):
             return
-        values = {
+        values: dict[str, Any] = {  # Lightning's class does not declare our module's attributes
             "train/loss": pl_module.step_loss,
             "train/grad_norm": pl_module.grad_norm,
             "train/epoch": trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches,

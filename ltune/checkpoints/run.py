@@ -93,8 +93,8 @@ def settings_of(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple]:
-    """{key: (was, now)} where the two differ; None stands for absent."""
-    return {key: (was.get(key), now.get(key)) for key in [*was, *(now.keys() - was.keys())] if was.get(key) != now.get(key)}
+    """{key: (was, now)} where the two differ; None stands for absent. A number given on the command line may arrive as text."""
+    return {key: (was.get(key), now.get(key)) for key in [*was, *(now.keys() - was.keys())] if str(was.get(key)) != str(now.get(key))}
 
 
 def by_path(sources: list[dict]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Rows to a batch: laid end to end (flat), or one under the other with padding (padded). Both give the same loss to rounding.
 
-Arrays stay NumPy until they reach the training process: tensors from a worker would travel through shared files that a killed run leaves behind.
+Arrays stay NumPy until they reach the training process: tensors from a worker would travel through shared files that a killed run
+leaves behind.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 
 from ltune.data.rows import IGNORE, Sequence
 from ltune.data.sampler import MicroBatch
+
+LaidOut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]  # input_ids, position_ids, labels, attention_mask
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Batch:
         """The same on ``device``; Lightning calls this."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value)
 
-    def _map(self, change) -> "Batch":
+    def _map(self, change: Callable[[Any], Any]) -> "Batch":
         return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
@@ -59,14 +63,14 @@ def collate(sequences: list[Sequence], plan: MicroBatch, *, flat: bool, pad_id: 
     return Batch(input_ids, position_ids, mask, predict_at, targets, tokens, plan.window_tokens, plan.rows, plan.position)
 
 
-def _flat(sequences: list[Sequence], lengths: list[int], pad_id: int):
+def _flat(sequences: list[Sequence], lengths: list[int], pad_id: int) -> LaidOut:
     input_ids = np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64)[None]  # (1, T)
     position_ids = np.concatenate([np.arange(length) for length in lengths])[None]
     labels = np.concatenate([sequence.labels for sequence in sequences]).astype(np.int64)[None]
     return input_ids, position_ids, labels, None
 
 
-def _padded(sequences: list[Sequence], lengths: list[int], pad_id: int):
+def _padded(sequences: list[Sequence], lengths: list[int], pad_id: int) -> LaidOut:
     shape = (len(sequences), max(lengths))
     input_ids = np.full(shape, pad_id, np.int64)  # (B, L)
     labels = np.full(shape, IGNORE, np.int64)

@@ -6,37 +6,27 @@ A folder in the cache appears whole or not at all: it is written beside, under a
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
 import socket
 import tempfile
-import threading
 from array import array
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
-from multiprocessing.process import BaseProcess
-from multiprocessing.queues import Queue
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from ltune.data.encode import Dropped, Encoded, Encoder
-from ltune.data.formats import to_row
+from ltune.data.encode import Dropped, Encoder
+from ltune.data.processes import Outcome, Part, encode_rows
 from ltune.data.report import Tally, data_report, write_report
 from ltune.data.rows import IGNORE, Row, Sequence
-from ltune.data.sources import Dataset, Record, Source, place_prefix, read, resolve, sha256
+from ltune.data.sources import Dataset, place_prefix, resolve, sha256
 from ltune.errors import ResourceError, UsageError
 
 FORMAT = 1  # of what is stored; to be raised when the same settings give other contents
-ONE_PROCESS = 20_000  # up to so many rows, starting processes takes longer than it saves
-CHUNK = 500
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
 
 log = logging.getLogger(__name__)
@@ -109,7 +99,7 @@ def prepare(
     if max_rows is not None and max_rows < 1:
         raise UsageError(f"data.max_rows: {max_rows}; it must be 1 or more, or null for all.")
     sources = [resolve(dataset, folder) for dataset in datasets]
-    parts = [_Part(source, max_rows if source.max_rows is None else source.max_rows) for source in sources]
+    parts = [Part(source, max_rows if source.max_rows is None else source.max_rows) for source in sources]
     files = [{"name": part.source.name, "path": str(file), "sha256": sha256(file)} for part in parts for file in part.source.files]
     cache = Path(cache).expanduser() if cache else _default_cache()
     target = cache / _key(parts, files, rows, encoder)
@@ -124,19 +114,11 @@ def prepare(
     return Prepared(target)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A data set cut to its first ``limit`` rows."""
-
-    source: Source
-    limit: int | None
-
-
 def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltune" / "data"
 
 
-def _key(parts: list[_Part], files: list[dict], rows: type[Row], encoder: Encoder) -> str:
+def _key(parts: list[Part], files: list[dict], rows: type[Row], encoder: Encoder) -> str:
     from tokenizers import __version__ as tokenizers_version
 
     named = [asdict(part.source) | {"files": None, "limit": part.limit} for part in parts]
@@ -176,10 +158,10 @@ def _alive(pid: int) -> bool:
 # -- building -------------------------------------------------------------------------------------------------------------------------
 
 
-def _build(target: Path, parts: list[_Part], files: list[dict], rows: type[Row], encoder: Encoder, processes: int | None) -> None:
+def _build(target: Path, parts: list[Part], files: list[dict], rows: type[Row], encoder: Encoder, processes: int | None) -> None:
     stage = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}@{socket.gethostname()}.", dir=target.parent))
     try:
-        _write(stage, parts, files, _outcomes(parts, rows, encoder, processes))
+        _write(stage, parts, files, encode_rows(parts, rows, encoder, processes))
         _sync(stage)
         try:
             os.rename(stage, target)
@@ -192,7 +174,7 @@ def _build(target: Path, parts: list[_Part], files: list[dict], rows: type[Row],
         shutil.rmtree(stage, ignore_errors=True)  # gone already where it was renamed
 
 
-def _write(stage: Path, parts: list[_Part], files: list[dict], outcomes: Iterator[tuple[int, str, Encoded | Dropped]]) -> None:
+def _write(stage: Path, parts: list[Part], files: list[dict], outcomes: Iterator[Outcome]) -> None:
     """Arrays and report. Memory holds a few numbers a row; tokens go straight to the files."""
     tallies = [(part.source.name, Tally()) for part in parts]
     offsets, trained, origins = array("q", [0]), array("q"), array("q")
@@ -275,89 +257,3 @@ def _sync_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# -- several processes ----------------------------------------------------------------------------------------------------------------
-
-Chunk = tuple[int, Source, list[Record]]  # number of the data set
-Outcome = tuple[int, str, Encoded | Dropped]  # number of the data set, place
-
-
-def _outcomes(parts: list[_Part], rows: type[Row], encoder: Encoder, processes: int | None) -> Iterator[Outcome]:
-    """What became of each row, in order."""
-    chunks = _chunks(parts)
-    if processes is None:
-        head = list(islice(chunks, ONE_PROCESS // CHUNK + 1))
-        processes = 1 if sum(len(records) for _, _, records in head) <= ONE_PROCESS else len(os.sched_getaffinity(0))
-        chunks = chain(head, chunks)
-    if processes <= 1:
-        for chunk in chunks:
-            yield from _encode(chunk, rows, encoder)
-    else:
-        yield from _spread(chunks, rows, encoder, processes)
-
-
-def _chunks(parts: list[_Part]) -> Iterator[Chunk]:
-    for number, part in enumerate(parts):
-        records = islice(read(part.source), part.limit)
-        while chunk := list(islice(records, CHUNK)):
-            yield number, part.source, chunk
-
-
-def _encode(chunk: Chunk, rows: type[Row], encoder: Encoder) -> list[Outcome]:
-    number, source, records = chunk
-    made = ((place, to_row(place, record, source.format, source.columns, source.tags, rows)) for place, record in records)
-    return [(number, place, _compact(encoder.process(row))) for place, row in made]
-
-
-def _compact(outcome: Encoded | Dropped) -> Encoded | Dropped:
-    """Arrays travel between processes far faster than lists."""
-    if isinstance(outcome, Dropped):
-        return outcome
-    arrays = [Sequence(np.array(made.input_ids, np.int32), np.array(made.labels, np.int32)) for made in outcome.sequences]
-    return replace(outcome, sequences=arrays)
-
-
-def _spread(chunks: Iterator[Chunk], rows: type[Row], encoder: Encoder, processes: int) -> Iterator[Outcome]:
-    # Few chunks are under way at a time, so that memory stays flat however long the file
-    context = multiprocessing.get_context("spawn")
-    # The encoder is large, and would block the start of a process that dies at once; a queue is fed by a thread
-    inbox = context.Queue()
-    for _ in range(processes):
-        inbox.put((rows, encoder))
-    pool = ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(inbox,))
-    waiting: deque[Future] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_work, chunk))
-            if len(waiting) > 2 * processes:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise ResourceError("a tokenising process died, most likely for lack of memory.\nTry  --data.processes 1") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        inbox.cancel_join_thread()
-        inbox.close()
-
-
-_worker: tuple[type[Row], Encoder]  # of a tokenising process
-
-
-def _start_worker(inbox: Queue) -> None:
-    global _worker
-    _worker = inbox.get()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # Otherwise it would wait for work for ever after a parent that was killed
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(chunk: Chunk) -> list[Outcome]:
-    return _encode(chunk, *_worker)

@@ -11,7 +11,7 @@ from ltune.data.sources import Dataset, read, resolve
 from ltune.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning looks for tensors in it and refuses frozen ones
 class Prompt:
     """A conversation up to where the model speaks, and what the row has there."""
 
@@ -31,9 +31,7 @@ class Prompts(torch.utils.data.Dataset):
         self.prompts = prompts
 
     @classmethod
-    def read(
-        cls, datasets: list[str | Dataset], folder: str, rows: type[Row], encoder: Encoder, max_rows: int | None
-    ) -> "Prompts":
+    def read(cls, datasets: list[str | Dataset], folder: str, rows: type[Row], encoder: Encoder, max_rows: int | None) -> "Prompts":
         """Read and encode the data sets' rows, each set cut to its first ``max_rows``."""
         if not issubclass(rows, Chat):
             raise UsageError("predict answers conversations; the objective's rows are plain text.\nSet  --model.objective SFT")
@@ -45,6 +43,7 @@ class Prompts(torch.utils.data.Dataset):
                 if limit is not None and number >= limit:
                     break
                 row = to_row(place, record, source.format, source.columns, source.tags, rows, answered=False)
+                assert isinstance(row, Chat), row
                 ids, label = encoder.prompt(row)
                 prompts.append(Prompt(len(prompts), ids, label))
         if not prompts:

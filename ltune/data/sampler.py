@@ -40,7 +40,15 @@ class WindowSampler(Sampler[MicroBatch]):
     """
 
     def __init__(
-        self, trained: np.ndarray, *, seed: int, batch_size: int, accumulate: int, rank: int, world_size: int, start: tuple[int, int] = (0, 0)
+        self,
+        trained: np.ndarray,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         self.trained = trained
         self.seed = seed

@@ -1,4 +1,7 @@
-"""What every objective is: a function from the policy and a batch to a loss. It refuses to know the optimizer, the trainer and the devices."""
+"""What every objective is: a function from the policy and a batch to a loss.
+
+It refuses to know the optimizer, the trainer and the devices.
+"""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple

@@ -27,7 +27,7 @@ class Policy:
 
     def _logits(self, batch: Batch) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids, "use_cache": False}
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         if batch.flat and self.keeps_positions:
-            return self.model(**inputs, logits_to_keep=batch.predict_at).logits[0]
-        return self.model(**inputs).logits.flatten(0, 1)[batch.predict_at]
+            return self.model(**inputs, use_cache=False, logits_to_keep=batch.predict_at).logits[0]
+        return self.model(**inputs, use_cache=False).logits.flatten(0, 1)[batch.predict_at]

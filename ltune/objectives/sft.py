@@ -1,7 +1,9 @@
 """Supervised fine-tuning: cross-entropy on the tokens that the masking marks as trained."""
 
+from typing import ClassVar
+
 from ltune.data.collate import Batch
-from ltune.data.rows import Chat
+from ltune.data.rows import Chat, Row
 from ltune.objectives.base import Loss, Objective
 from ltune.objectives.policy import Policy
 
@@ -9,7 +11,7 @@ from ltune.objectives.policy import Policy
 class SFT(Objective):
     """Supervised fine-tuning on conversations (https://arxiv.org/abs/2203.02155, step 1)."""
 
-    rows = Chat
+    rows: ClassVar[type[Row]] = Chat
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """Sum of -log p(token | what stands before it) / trained tokens in the whole optimizer step."""

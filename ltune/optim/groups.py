@@ -1,6 +1,7 @@
 """Parameter groups: which trained weights get which learning rate and weight decay."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -8,7 +9,7 @@ from torch.optim import Optimizer
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
-def build_optimizer(named: Named, make, lora_plus_ratio: float | None) -> Optimizer:
+def build_optimizer(named: Named, make: Callable[[list[dict[str, Any]]], Optimizer], lora_plus_ratio: float | None) -> Optimizer:
     """The optimizer that ``make(groups)`` gives, with LoRA+ and no weight decay on one-dimensional weights.
 
     Args:
@@ -26,7 +27,7 @@ def build_optimizer(named: Named, make, lora_plus_ratio: float | None) -> Optimi
     return optimizer
 
 
-def split(named: Named) -> list[dict]:
+def split(named: Named) -> list[dict[str, Any]]:
     """Three groups: A matrices and other weights; B matrices; one-dimensional. LoRA+ raises the last two."""
     plain: list[nn.Parameter] = []
     b_matrices: list[nn.Parameter] = []

@@ -38,14 +38,7 @@ class Schedule(ABC):
 
 
 class Cosine(Schedule):
-    """Half a cosine from 1 to 0 (https://arxiv.org/abs/1608.03983).
-
-    Args:
-        warmup: Steps (a whole number) or share of all steps (below 1), rounded up.
-    """
-
-    def __init__(self, warmup: int | float = 0) -> None:
-        super().__init__(warmup)
+    """Half a cosine from 1 to 0 (https://arxiv.org/abs/1608.03983)."""
 
     def after_warmup(self, step: int, warmup: int, total: int) -> float:
         progress = (step - warmup) / max(1, total - warmup)
@@ -53,28 +46,14 @@ class Cosine(Schedule):
 
 
 class Linear(Schedule):
-    """A straight line from 1 to 0.
-
-    Args:
-        warmup: Steps (a whole number) or share of all steps (below 1), rounded up.
-    """
-
-    def __init__(self, warmup: int | float = 0) -> None:
-        super().__init__(warmup)
+    """A straight line from 1 to 0."""
 
     def after_warmup(self, step: int, warmup: int, total: int) -> float:
         return max(0.0, (total - step) / max(1, total - warmup))
 
 
 class Constant(Schedule):
-    """The same learning rate throughout, after the warm-up.
-
-    Args:
-        warmup: Steps (a whole number) or share of all steps (below 1), rounded up.
-    """
-
-    def __init__(self, warmup: int | float = 0) -> None:
-        super().__init__(warmup)
+    """The same learning rate throughout, after the warm-up."""
 
     def after_warmup(self, step: int, warmup: int, total: int) -> float:
         return 1.0

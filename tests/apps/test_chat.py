@@ -6,71 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from ltune.apps.chat import Conversation, find_source, main, pieces
+from ltune.apps.chat import main
 from ltune.errors import UsageError
 from ltune.generation.engine import generate
 from ltune.generation.sampling import Sampling
 
-TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
-    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
-    "{% else %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 LENGTH = 6  # of an answer
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """Byte-level, with control tokens right beside the text, so that tokenising the whole rendering gives the ids of its parts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(
-        ["the cat sat on the mat and the dog ran"] * 3,
-        trainers.BpeTrainer(
-            vocab_size=290, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-        ),
-    )
-    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=special[1:])
-    made.chat_template = TEMPLATE
-    return made
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(3)
-    made = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.4,
-            max_position_embeddings=4096,
-            bos_token_id=None,
-            eos_token_id=0,
-        )
-    )
-    with torch.no_grad():  # says printable ASCII only, and never ends by itself
-        for token in range(len(tokenizer)):
-            text = tokenizer.decode([token])
-            if not (text.isascii() and text.isprintable() and token > 3):
-                made.lm_head.weight[token] = 0
-    return made.eval()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +66,9 @@ def test_a_models_own_template_serves_without_marks_and_its_folder_names_the_end
     answer = expected(model, tokenizer, turn("user", "the cat"))
     last = tokenizer(answer, add_special_tokens=False).input_ids[-1]
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    (tmp_path / "chat_template.jinja").write_text(
+        tokenizer.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    )
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, last]}))
     _, out, _ = talk(monkeypatch, capsys, ["the cat"], tmp_path)
     assert out == answer[: answer.index(tokenizer.decode([last]))] + "\n"
@@ -140,7 +87,7 @@ def adapter(folder, tokenizer, tmp_path_factory):
         base, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
     )
     adapted.save_pretrained(path)
-    (path / "chat_template.jinja").write_text(TEMPLATE.replace("<|{{ message['role'] }}|>", "<|system|>"))
+    (path / "chat_template.jinja").write_text(tokenizer.chat_template.replace("<|{{ message['role'] }}|>", "<|system|>"))
     return path, adapted.eval()
 
 
@@ -153,68 +100,16 @@ def test_adapter_folder_brings_its_base_and_its_template(monkeypatch, capsys, ad
 
 def test_adapter_option_and_template_option(monkeypatch, capsys, folder, adapter, tokenizer, tmp_path):
     path, adapted = adapter
-    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    (tmp_path / "own.jinja").write_text(tokenizer.chat_template)
     _, out, _ = talk(monkeypatch, capsys, ["the cat"], folder, "--adapter", path, "--template", tmp_path / "own.jinja")
     assert out == expected(adapted, tokenizer, turn("user", "the cat")) + "\n"
 
 
-def write_run(run: Path, model: Path, **overrides):
-    run.mkdir(exist_ok=True)
-    settings = {
-        "model": str(model),
-        "revision": None,
-        "trust_remote_code": None,
-        "quantize": None,
-        "sampling": {"max_new_tokens": 99},
-    } | overrides
-    config = {"model": settings, "data": {"template": None, "system": "the mat"}, "trainer": {"precision": "32-true"}}
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-
-
-def test_run_folder_brings_model_adapter_template_and_system(monkeypatch, capsys, folder, adapter, tokenizer):
+def test_run_folder_brings_model_adapter_template_and_system(monkeypatch, capsys, folder, adapter, tokenizer, write_run):
     path, adapted = adapter
     write_run(path.parent, folder)
     _, out, _ = talk(monkeypatch, capsys, ["the cat"], path.parent)
     assert out == expected(adapted, tokenizer, turn("system", "the mat") + turn("system", "the cat")) + "\n"
-
-
-def test_run_folder_is_quantized_as_in_training_unless_told_otherwise(tmp_path):
-    nf4 = {"class_path": "ltune.models.quantize.NF4", "init_args": {}}
-    write_run(tmp_path, Path("base"), quantize=nf4)
-    (tmp_path / "model").mkdir()
-    source = find_source(str(tmp_path))
-    assert (source.model, source.quantize) == (str(tmp_path / "model"), None)  # whole weights were written: no longer 4-bit
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    (tmp_path / "adapter/adapter_model.safetensors").touch()
-    source = find_source(str(tmp_path))
-    assert (source.model, source.quantize, source.adapter) == ("base", nf4, tmp_path / "adapter")
-    assert source.sampling == {"max_new_tokens": 99}
-
-
-def test_unfinished_run_says_so(tmp_path):
-    write_run(tmp_path, Path("base"))
-    with pytest.raises(UsageError, match="has not finished") as caught:
-        find_source(str(tmp_path))
-    assert f"ltune fit --config {tmp_path / 'config.yaml'}" in str(caught.value)
-
-
-def test_folders_that_are_no_adapter(tmp_path):
-    with pytest.raises(UsageError, match="no adapter_config.json"):
-        find_source("tiny", tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
-    (tmp_path / "adapter_model.bin").touch()
-    with pytest.raises(UsageError, match="pickled weights are not loaded"):
-        find_source(str(tmp_path))
-
-
-def test_config_that_is_no_runs(tmp_path):
-    (tmp_path / "config.yaml").write_text("model: tiny\n")
-    with pytest.raises(UsageError, match="not the configuration of a run"):
-        find_source(str(tmp_path))
-    (tmp_path / "config.yaml").write_text("model: [\n")
-    with pytest.raises(UsageError, match="not readable as YAML"):
-        find_source(str(tmp_path))
 
 
 @pytest.mark.parametrize("arguments", [["tiny", "--max-new", "3"], ["tiny", "--quantize", "NF5"], [], ["tiny", "--top-k", "x"]])
@@ -229,57 +124,6 @@ def test_wrong_arguments_in_a_few_lines(arguments):
 def test_gpu_asked_for_and_absent(monkeypatch, folder):
     with pytest.raises(UsageError, match="no usable GPU"):
         main([str(folder), "--device", "cuda"])
-
-
-def conversation(model, tokenizer, context):
-    from ltune.data.templates import load_template
-
-    return Conversation(model, tokenizer, load_template(None, tokenizer), Sampling(max_new_tokens=LENGTH), None, context)
-
-
-def test_oldest_turns_are_dropped_at_the_context_limit(capsys, model, tokenizer):
-    talked = conversation(model, tokenizer, context=40)
-    answers = ["".join(talked.reply(question)) for question in ["the cat", "the dog", "the mat", "ran"]]
-    assert [message.content for message in talked.turns[-2:]] == ["ran", answers[-1]]
-    kept = "".join(turn(message.role, message.content) for message in talked.turns[:-1])
-    assert answers[-1] == expected(model, tokenizer, kept)
-    assert 2 < len(talked.turns) < 8
-    assert "the model reads at most 40 tokens" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="not answered"):
-        list(talked.reply("#" * 50))
-
-
-def test_text_of_the_user_never_becomes_a_control_token(model, tokenizer):
-    talked = conversation(model, tokenizer, context=4096)
-    talked.system = "<|user|>"
-    assert "".join(talked.reply("hi<|end|><|assistant|>yes<|end|>"))
-    from ltune.data.rows import Message
-
-    ids = talked._encode(Message("user", "<|system|>"))
-    names = [tokenizer.convert_ids_to_tokens(token) for token in ids if token < 4]
-    assert names == ["<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>"]
-
-
-def test_an_answer_that_is_broken_off_is_kept_as_far_as_it_came(model, tokenizer):
-    talked = conversation(model, tokenizer, context=4096)
-    answer = talked.reply("the cat")
-    said = next(answer) + next(answer)
-    answer.close()
-    assert [(message.role, message.content) for message in talked.turns] == [("user", "the cat"), ("assistant", said)]
-
-
-def test_pieces_hold_back_half_a_character(tokenizer):
-    def decode(ids):
-        return tokenizer.decode(ids)
-
-    text = "the cat 😀 ñ 你好 and\nran"
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    made = list(pieces(ids, decode))
-    assert "".join(made) == text
-    assert not [piece for piece in made if "\ufffd" in piece]
-    assert len(made) > 8  # as they come, not all at the end
-    half = tokenizer("a你", add_special_tokens=False).input_ids[:-1]
-    assert list(pieces(half, decode)) == ["a"]  # never whole: dropped
 
 
 def test_real_process_through_a_pipe(folder, model, tokenizer):

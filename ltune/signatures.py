@@ -1,0 +1,129 @@
+"""Reads Python files as text: which classes a module has, and what their constructors take. Nothing is imported, so nothing heavy runs."""
+
+import ast
+import difflib
+import importlib.util
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+
+class NoSuchClass(LookupError):
+    """A dotted path leads nowhere; the message says where it ends and what is near."""
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class as its source has it."""
+
+    name: str
+    bases: tuple[str, ...]
+    parameters: dict[str, str] = field(default_factory=dict)  # of the constructor: name -> annotation
+    takes_more: bool = False  # **kwargs
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module as its source has it."""
+
+    classes: dict[str, Class]
+    imported: dict[str, str]  # name here -> dotted path where it comes from
+    others: frozenset[str]  # functions and variables
+    complete: bool  # no star import and no __getattr__
+
+
+@cache
+def module_file(dotted: str) -> Path | None:
+    """The source of a module; None where there is none, or where only an import could tell."""
+    top, *rest = dotted.split(".")
+    spec = importlib.util.find_spec(top)  # of a top package: finds it without running it
+    if spec is None or not spec.origin:
+        return None
+    if not spec.submodule_search_locations:
+        return Path(spec.origin) if not rest and spec.origin.endswith(".py") else None
+    path = Path(spec.submodule_search_locations[0]).joinpath(*rest)
+    return next((file for file in (path / "__init__.py", path.with_name(path.name + ".py")) if file.is_file()), None)
+
+
+def find(dotted: str, depth: int = 8) -> Class | None:
+    """The class at a dotted path, through the imports that lead to it; None where its source does not tell.
+
+    Raises:
+        NoSuchClass: The module is there, and has no such name.
+    """
+    module, _, name = dotted.rpartition(".")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    file = module_file(module)
+    if file is None or depth == 0:
+        return None
+    known = read(file)
+    if name in known.classes:
+        return _with_inherited(known, module, name, depth)
+    if name in known.imported:
+        return find(known.imported[name], depth - 1)
+    if name in known.others or not known.complete or module_file(dotted):
+        return None
+    near = difflib.get_close_matches(name, [*known.classes, *(other for other in known.imported if other[0].isupper())], n=1)
+    raise NoSuchClass(f"{module} has no {name}" + (f'; did you mean "{module}.{near[0]}"?' if near else ""))
+
+
+def _with_inherited(module: Module, dotted: str, name: str, depth: int) -> Class | None:
+    """The class with the constructor of its first base where it has none itself."""
+    known = module.classes[name]
+    if known.parameters or known.takes_more or not known.bases:
+        return known
+    base = known.bases[0]
+    return find(module.imported.get(base, f"{dotted}.{base}"), depth - 1) if base in module.imported or base in module.classes else None
+
+
+@cache
+def read(file: Path) -> Module:
+    """The names that a file defines."""
+    found: dict[str, Class] = {}
+    imported: dict[str, str] = {}
+    others: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = _class(node)
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {name.asname or name.name: f"{_origin(file, node)}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            others |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+        else:
+            others |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+            others |= {part.name for part in ast.walk(node) if isinstance(part, (ast.FunctionDef, ast.ClassDef))}
+            imported |= {
+                name.asname or name.name: f"{_origin(file, part)}.{name.name}"
+                for part in ast.walk(node)
+                if isinstance(part, ast.ImportFrom)
+                for name in part.names
+            }
+    return Module(found, imported, frozenset(others), "*" not in imported and "__getattr__" not in others)
+
+
+def _origin(file: Path, node: ast.ImportFrom) -> str:
+    """The dotted module that ``from ... import`` names; relative ones by the folders that are packages."""
+    if not node.level:
+        return node.module or ""
+    package, names = file.parent, []
+    for _ in range(node.level - 1):
+        package = package.parent
+    while (package / "__init__.py").exists():
+        names.insert(0, package.name)
+        package = package.parent
+    return ".".join([*names, *([node.module] if node.module else [])])
+
+
+def _class(node: ast.ClassDef) -> Class:
+    bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
+    init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+    if init is not None:
+        arguments = [*init.args.args[1:], *init.args.kwonlyargs]
+        return Class(node.name, bases, {argument.arg: _text(argument.annotation) for argument in arguments}, init.args.kwarg is not None)
+    fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+    return Class(node.name, bases, {part.target.id: _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)})
+
+
+def _text(annotation: ast.expr | None) -> str:
+    return ast.unparse(annotation) if annotation is not None else "Any"
