@@ -1,8 +1,13 @@
 """Rules between options: one function a rule, all problems reported at once, before any weights load."""
 
+import difflib
+import importlib
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
 
 from ltune.errors import UsageError
 
@@ -18,6 +23,9 @@ def check(config: dict[str, Any], command: str) -> None:
     problems = [problem for rule in RULES for problem in rule(model, data, trainer)]
     if command == "fit":
         problems += [problem for rule in FIT_RULES for problem in rule(model, data, trainer)]
+        problems += run_folder_can_be_made(Path(config["run"]))
+    elif command == "validate":
+        problems += validation_rows_are_named(data)
     if problems:
         raise UsageError(as_message(problems))
 
@@ -33,13 +41,17 @@ def as_message(problems: list[str]) -> str:
 def quantized_weights_cannot_train(model: dict, data: dict, trainer: dict) -> list[str]:
     adapter, quantizer = class_of(model["adapter"]), class_of(model["quantize"])
     if quantizer and adapter in ("Full", "Freeze"):
-        return [f"model.adapter: {adapter} trains the weights themselves, and model.quantize: {quantizer} freezes them; set  model.quantize: null  or  model.adapter: LoRA"]
+        return [
+            f"model.adapter: {adapter} trains the weights themselves, and model.quantize: {quantizer} freezes them; set  model.quantize: null  or  model.adapter: LoRA"
+        ]
     return []
 
 
 def pissa_needs_exact_weights(model: dict, data: dict, trainer: dict) -> list[str]:
     if class_of(model["quantize"]) and init_args(model["adapter"]).get("pissa"):
-        return ["adapter.pissa starts from the weights' own factors, which 4-bit storage does not have; set  model.quantize: null  or  pissa: false"]
+        return [
+            "adapter.pissa starts from the weights' own factors, which 4-bit storage does not have; set  model.quantize: null  or  pissa: false"
+        ]
     return []
 
 
@@ -52,8 +64,14 @@ def lora_plus_needs_lora(model: dict, data: dict, trainer: dict) -> list[str]:
 
 
 def numbers_make_sense(model: dict, data: dict, trainer: dict) -> list[str]:
-    problems = [f"data.{key} is at least {least}, got {data[key]}" for key, least in (("batch_size", 1), ("max_length", 2)) if data[key] < least]
+    problems = [
+        f"data.{key} is at least {least}, got {data[key]}" for key, least in (("batch_size", 1), ("max_length", 2)) if data[key] < least
+    ]
     problems += [f"data.{key} is not negative, got {data[key]}" for key in ("val_size", "workers") if data[key] < 0]
+    if data["val_size"] >= 1 and data["val_size"] != int(data["val_size"]):
+        problems.append(f"data.val_size is a whole number of rows or a share below 1, got {data['val_size']}")
+    if isinstance(data["val_size"], float) and data["val_size"] == 1:
+        problems.append("data.val_size: 1.0 may mean one row or all of them; write 1 for a row, or a share below 1")
     if data["max_rows"] is not None and data["max_rows"] < 1:
         problems.append(f"data.max_rows is at least 1 or null, got {data['max_rows']}")
     return problems
@@ -66,13 +84,45 @@ def one_way_to_validate(model: dict, data: dict, trainer: dict) -> list[str]:
 
 
 def device_is_there(model: dict, data: dict, trainer: dict) -> list[str]:
-    if trainer["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        return [f"trainer.accelerator: {trainer['accelerator']} was asked for, and torch {torch.__version__} sees no CUDA device; set it to auto or cpu, or mend the driver"]
-    if trainer["accelerator"] in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        asked = trainer["devices"]
-        count = int(asked) if isinstance(asked, int) or (isinstance(asked, str) and asked.isdigit()) else 0
-        if count > torch.cuda.device_count():
-            return [f"trainer.devices: {asked} were asked for, and {torch.cuda.device_count()} are there"]
+    wanted, asked, found = trainer["accelerator"], trainer["devices"], torch.cuda.device_count()
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        return [
+            f"trainer.accelerator: {wanted} was asked for, and torch {torch.__version__} sees no CUDA device; "
+            "set it to auto or cpu, or mend the driver"
+        ]
+    count = int(asked) if str(asked).isdigit() else None
+    numbers = (
+        [int(part) for part in asked.split(",")] if isinstance(asked, str) and asked.replace(",", "").isdigit() and "," in asked else asked
+    )
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return [] if asked == "auto" or count else [f"trainer.devices on the CPU is a number of processes, 1 or more, or auto; got {asked}"]
+    if wanted in ("gpu", "cuda", "auto"):
+        if count is not None and not 0 < count <= found:
+            return [f"trainer.devices: {asked} were asked for, and {found} are there"]
+        if isinstance(numbers, list) and not set(numbers) <= set(range(found)):
+            return [f"trainer.devices: {asked} were asked for, and there are 0 to {found - 1}"]
+        if count is None and not isinstance(numbers, list) and asked not in ("auto", -1, "-1"):
+            return [f"trainer.devices is auto, a number, or a list of numbers such as [0, 2]; got {asked}"]
+    return []
+
+
+def strategy_is_known(model: dict, data: dict, trainer: dict) -> list[str]:
+    asked, known = trainer["strategy"], StrategyRegistry.available_strategies()
+    if isinstance(asked, str) and asked != "auto" and asked not in known:
+        near = difflib.get_close_matches(asked, known, n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else "; use auto or ddp"
+        return [f"trainer.strategy: {asked} is not known{hint}"]
+    return []
+
+
+def optimizer_takes_its_options(model: dict, data: dict, trainer: dict) -> list[str]:
+    """Built for one number, so that a wrong value is told before the weights load."""
+    module, _, name = model["optimizer"]["class_path"].rpartition(".")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    try:
+        getattr(importlib.import_module(module), name)([weight], **init_args(model["optimizer"]))
+    except (ValueError, TypeError) as error:
+        return [f"model.optimizer: {name} refuses its options: {str(error).splitlines()[0]}"]
     return []
 
 
@@ -112,9 +162,24 @@ def training_ends(model: dict, data: dict, trainer: dict) -> list[str]:
     return []
 
 
+def run_folder_can_be_made(run: Path) -> list[str]:
+    existing = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return [f"run: {run} cannot be a folder, as {existing} is a file; choose another one with  --run FOLDER"]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"run: {run} cannot be written, as {existing} is read-only; choose another one with  --run FOLDER"]
+    return []
+
+
+def validation_rows_are_named(data: dict) -> list[str]:
+    if not data["val_size"] and not data["val_datasets"]:
+        return ["there is nothing to validate on: data.val_size is 0 and data.val_datasets is empty; set one"]
+    return []
+
+
 RULES = [
     quantized_weights_cannot_train, pissa_needs_exact_weights, lora_plus_needs_lora, numbers_make_sense, one_way_to_validate,
-    device_is_there, precision_runs_there,
+    device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options,
 ]  # fmt: skip
 FIT_RULES = [windows_are_ours, something_to_train_on, training_ends]
 

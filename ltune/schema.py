@@ -1,7 +1,7 @@
 """Which options there are, read from the constructors' signatures as text.
 
-Importing the classes would import torch, which takes seconds; a typo should be told at once. The signatures stay the one place where options
-are defined: this reads them, LightningCLI reads them too and has the last word.
+Importing the classes would import torch, which takes seconds; a typo should be told at once. The signatures stay the one place where
+options are defined: this reads them, LightningCLI reads them too and has the last word.
 """
 
 import ast
@@ -22,9 +22,22 @@ LINKS = {
 }
 
 SECTIONS = {"model": "FineTuner", "data": "ChatData", "checkpoint": "Checkpoints", "trainer": "Trainer"}
-SINGLE = {"seed_everything": "int", "run": "str", "ckpt_path": "str | None", "resume": "Resume", "config": "str", "print_config": "str", "help": "str"}
+SINGLE = {
+    "seed_everything": "int",
+    "run": "str",
+    "ckpt_path": "str | None",
+    "resume": "Resume",
+    "config": "str",
+    "print_config": "str",
+    "help": "str",
+}
 
-LIGHTNING = ("lightning.pytorch.trainer.trainer", "lightning.fabric.plugins.precision.precision")
+# Where ltune takes less than Lightning
+NARROWER = {
+    "trainer.accelerator": "Literal['auto', 'cpu', 'gpu', 'cuda', 'mps']",
+    "trainer.precision": "Literal['32-true', 'bf16-true', 'bf16-mixed', '16-true', '16-mixed', '32', '16', 'bf16', 32, 16] | None",
+}
+TRAINER = "lightning.pytorch.trainer.trainer"
 # Where the classes are that these annotations choose from, under their short names
 PUBLISHED = {"Logger": "lightning.pytorch.loggers", "Callback": "lightning.pytorch.callbacks", "OptimizerCallable": "torch.optim"}
 
@@ -34,20 +47,16 @@ def classes() -> dict[str, Class]:
     """Every class of ltune, and Lightning's Trainer, by name."""
     found = {"Resume": Class("Resume", (), {"allow": "list[str]"})}
     for file in PACKAGE.rglob("*.py"):
-        if file.stem != "schema":
-            found |= read(file).classes
-    return found | read(_lightning(LIGHTNING[0])).classes
+        found |= read(file).classes
+    return found | read(_lightning(TRAINER)).classes
 
 
 @cache
 def aliases() -> dict[str, str]:
-    """Names that stand for an annotation, such as ``FloatName = Literal["float32", "bfloat16"]``."""
-    found = {}
-    for file in [*PACKAGE.rglob("*.py"), *map(_lightning, LIGHTNING)]:
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            value = node.value if isinstance(node, ast.Assign) else None
-            if isinstance(value, ast.Subscript) and isinstance(value.value, ast.Name) and value.value.id in ("Literal", "Union", "Optional"):
-                found |= {target.id: ast.unparse(value) for target in node.targets if isinstance(target, ast.Name)}
+    """Names that stand for an annotation, here and in Lightning."""
+    found: dict[str, str] = {}
+    for file in [*PACKAGE.rglob("*.py"), _lightning(TRAINER)]:
+        found |= read(file).aliases
     return found
 
 
@@ -62,7 +71,8 @@ def section(name: str) -> dict[str, str]:
     if name not in SECTIONS and name != "resume":
         return {}
     parameters = parameters_of(SECTIONS.get(name, "Resume"))
-    return {option: annotation for option, annotation in parameters.items() if f"{name}.{option}" not in LINKS}
+    given = {option: annotation for option, annotation in parameters.items() if f"{name}.{option}" not in LINKS}
+    return {option: NARROWER.get(f"{name}.{option}", annotation) for option, annotation in given.items()}
 
 
 def parameters_of(name: str) -> dict[str, str]:
@@ -88,7 +98,8 @@ def published(annotation: str) -> dict[str, str]:
         package = PUBLISHED.get(name)
         file = module_file(package) if package else None
         if package and file:
-            found |= {short: f"{package}.{short}" for short in read(file).imported if short[0].isupper() and short not in ("Optimizer", name)}
+            names = [short for short in read(file).imported if short[0].isupper() and short not in ("Optimizer", name)]
+            found |= {short: f"{package}.{short}" for short in names}
             bases = {name, *found}
             found |= {short: short for short in classes() if _ancestors(short) & bases}
     return found
@@ -127,7 +138,8 @@ def wants_list(annotation: str) -> bool:
 
 def allowed(annotation: str) -> set | None:
     """{int, float, bool, str, None, or literal values} that a plain annotation allows; None where it is more than that."""
-    plain: dict[str, set] = {"int": {int}, "float": {float}, "bool": {bool}, "str": {str}, "None": {None}, "Tensor": set()}  # no YAML is a tensor
+    plain: dict[str, set] = {"int": {int}, "float": {float}, "bool": {bool}, "str": {str}, "None": {None}}
+    plain["Tensor"] = set()  # nothing in a YAML is one
 
     def collect(node: ast.expr) -> set | None:
         if isinstance(node, ast.Constant):

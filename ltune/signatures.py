@@ -29,6 +29,7 @@ class Module:
     classes: dict[str, Class]
     imported: dict[str, str]  # name here -> dotted path where it comes from
     others: frozenset[str]  # functions and variables
+    aliases: dict[str, str]  # names that stand for an annotation, such as FloatName = Literal["float32", "bfloat16"]
     complete: bool  # no star import and no __getattr__
 
 
@@ -80,26 +81,36 @@ def _with_inherited(module: Module, dotted: str, name: str, depth: int) -> Class
 @cache
 def read(file: Path) -> Module:
     """The names that a file defines."""
-    found: dict[str, Class] = {}
+    classes: dict[str, Class] = {}
     imported: dict[str, str] = {}
     others: set[str] = set()
+    aliases: dict[str, str] = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
-            found[node.name] = _class(node)
-        elif isinstance(node, ast.ImportFrom):
-            imported |= {name.asname or name.name: f"{_origin(file, node)}.{name.name}" for name in node.names}
-        elif isinstance(node, ast.Import):
-            others |= {(name.asname or name.name).partition(".")[0] for name in node.names}
-        else:
-            others |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-            others |= {part.name for part in ast.walk(node) if isinstance(part, (ast.FunctionDef, ast.ClassDef))}
-            imported |= {
-                name.asname or name.name: f"{_origin(file, part)}.{name.name}"
-                for part in ast.walk(node)
-                if isinstance(part, ast.ImportFrom)
-                for name in part.names
-            }
-    return Module(found, imported, frozenset(others), "*" not in imported and "__getattr__" not in others)
+            classes[node.name] = _class(node)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            others.add(node.name)
+        else:  # statements, and what stands under if and try
+            for part in ast.walk(node):
+                if isinstance(part, ast.ImportFrom):
+                    imported |= {name.asname or name.name: f"{_origin(file, part)}.{name.name}" for name in part.names}
+                elif isinstance(part, ast.Import):
+                    others |= {(name.asname or name.name).partition(".")[0] for name in part.names}
+                elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                    others.add(part.id)
+                elif isinstance(part, (ast.FunctionDef, ast.ClassDef)):
+                    others.add(part.name)
+            aliases |= _alias(node)
+    return Module(classes, imported, frozenset(others), aliases, complete="*" not in imported and "__getattr__" not in others)
+
+
+def _alias(node: ast.stmt) -> dict[str, str]:
+    value = node.value if isinstance(node, ast.Assign) else None
+    if not isinstance(node, ast.Assign) or not isinstance(value, ast.Subscript) or not isinstance(value.value, ast.Name):
+        return {}
+    if value.value.id not in ("Literal", "Union", "Optional"):
+        return {}
+    return {target.id: ast.unparse(value) for target in node.targets if isinstance(target, ast.Name)}
 
 
 def _origin(file: Path, node: ast.ImportFrom) -> str:

@@ -184,7 +184,7 @@ class TrainCLI(LightningCLI):
             revision=model.revision,
             datasets=[source["name"] for source in datamodule.sources],
             rows=len(datamodule.train_rows),
-            settings=self.settings,
+            settings={name: value for name, value in self.settings.items() if value not in (None, False, [])},
             metrics=last,
             curve=[(line["step"], line["train/loss"]) for line in logged if "train/loss" in line],
             command=" ".join(["ltune", *sys.argv[1:]]),
