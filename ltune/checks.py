@@ -42,7 +42,8 @@ def quantized_weights_cannot_train(model: dict, data: dict, trainer: dict) -> li
     adapter, quantizer = class_of(model["adapter"]), class_of(model["quantize"])
     if quantizer and adapter in ("Full", "Freeze"):
         return [
-            f"model.adapter: {adapter} trains the weights themselves, and model.quantize: {quantizer} freezes them; set  model.quantize: null  or  model.adapter: LoRA"
+            f"model.adapter: {adapter} trains the weights themselves, and model.quantize: {quantizer} freezes them; "
+            "set  model.quantize: null  or  model.adapter: LoRA"
         ]
     return []
 
@@ -50,7 +51,8 @@ def quantized_weights_cannot_train(model: dict, data: dict, trainer: dict) -> li
 def pissa_needs_exact_weights(model: dict, data: dict, trainer: dict) -> list[str]:
     if class_of(model["quantize"]) and init_args(model["adapter"]).get("pissa"):
         return [
-            "adapter.pissa starts from the weights' own factors, which 4-bit storage does not have; set  model.quantize: null  or  pissa: false"
+            "adapter.pissa starts from the weights' own factors, which quantized storage does not have; "
+            "set  model.quantize: null  or  pissa: false"
         ]
     return []
 

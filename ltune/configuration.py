@@ -11,6 +11,7 @@ from ltune.errors import UsageError
 from ltune.signatures import Class, NoSuchClass, find
 
 Problem = tuple[int, str]  # line, what
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")}
 
 
@@ -138,8 +139,11 @@ def check_class(node: yaml.Node, path: str, choices: list[str], published: dict[
     yield from duplicates(node)
     parts = {name: value for name, _, value in entries(node)}
     for name, key, _ in entries(node):
-        if name not in ("class_path", "init_args", "dict_kwargs"):
-            yield line_of(key), f"{path}.{name}: a class is given as {{class_path: {choices[0]}, init_args: {{...}}}}"
+        if name not in CLASS_KEYS:
+            near = difflib.get_close_matches(name, CLASS_KEYS, n=1, cutoff=0.6)
+            hint = f'did you mean "{near[0]}"?' if near else f"a class is given as {{class_path: {choices[0]}, init_args: {{...}}}}"
+            yield line_of(key), f"{path}.{name} is not an option; {hint}"
+            return
     chosen = parts.get("class_path")
     if chosen is None:
         yield from check_without_class_path(node, parts, path, choices, published)
@@ -229,7 +233,7 @@ def fits(node: yaml.ScalarNode, allowed: set) -> bool:
 def unknown(name: str, path: str, options: list[str]) -> str:
     """That there is no such key, and which was probably meant: here, or in another section."""
     full = f"{path}.{name}" if path else name
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6 if len(name) > 3 else 0.5)
     if near:
         return f'{full} is not an option; did you mean "{near[0]}"?'
     elsewhere = [f"{other}.{name}" for other in schema.SECTIONS if other != path and name in schema.section(other)]

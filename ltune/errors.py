@@ -1,4 +1,7 @@
-"""The errors that a user can cause, each with its exit code. The message is the whole answer: what, what was got, what to do; at most 5 lines."""
+"""The errors that a user can cause, each with its exit code.
+
+The message is the whole answer: what, what was got, what to do; at most 5 lines.
+"""
 
 
 class LtuneError(Exception):

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
 from ltune.data.collate import Batch
+from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
 from ltune.errors import NonFiniteError, UsageError
 from ltune.generation.engine import generate
@@ -94,6 +95,11 @@ class FineTuner(LightningModule):
         """What the data module must give."""
         return self.objective.rows
 
+    @property
+    def data(self) -> ChatData:
+        """The data module beside it."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     # -- model --------------------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
@@ -112,13 +118,13 @@ class FineTuner(LightningModule):
         )
         if self.gradient_checkpointing:
             enable_gradient_checkpointing(base)
-        if self.trainer.datamodule.layout == "flat":
+        if self.data.layout == "flat":
             assert_rows_isolated(base)
         self.model = self.adapter.apply(base)
         self.model.train()  # from_pretrained and PEFT leave layers in eval mode, and Lightning does not change that
         self.policy = Policy(self.model, forward_of=base)
 
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""
         return {f"model.{name}": tensor for name, tensor in trainable_state(self.model).items()}
 
@@ -140,8 +146,9 @@ class FineTuner(LightningModule):
     # -- training -----------------------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """A restored optimizer brings its old options. They are the configuration's, unless --resume.allow let it change: then the new ones hold."""
+        """A restored optimizer brings its old options; the configuration's hold, which are others only where --resume.allow let them be."""
         scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
         scheduler.base_lrs = [options["initial_lr"] for options in self.group_options]
         for group, options in zip(scheduler.optimizer.param_groups, self.group_options, strict=True):
             group.update(options)
@@ -172,7 +179,7 @@ class FineTuner(LightningModule):
 
     def _non_finite(self, what: str, value: float, parts: list[Part]) -> str:
         bad = [row for part in parts if not torch.isfinite(part.loss) for row in part.rows] or [row for part in parts for row in part.rows]
-        places = ", ".join(self.trainer.datamodule.train_rows.place(row) for row in bad[:8]) + (" ..." if len(bad) > 8 else "")
+        places = ", ".join(self.data.train_rows.place(row) for row in bad[:8]) + (" ..." if len(bad) > 8 else "")
         return (
             f"the {what} is {value} at step {self.trainer.global_step + 1}; the optimizer step was not taken.\n"
             f"rows: {places or 'on another rank'}\n"
@@ -211,7 +218,8 @@ class FineTuner(LightningModule):
     def predict_step(self, batch: list, batch_idx: int) -> list[dict]:
         """Generate an answer for each prompt: {prompt, predict, label, row}."""
         decode = self.tokenizer.decode
-        template = self.trainer.datamodule.template
+        template = self.data.template
+        assert template is not None, "prompts are conversations, and those have one"
         stop_ids = template.stop_ids(self.tokenizer)
         answers = generate(
             self.model, [prompt.ids for prompt in batch], self.sampling, stop_ids=stop_ids, pad_id=self.tokenizer.pad_token_id

@@ -117,7 +117,8 @@ def _origin(file: Path, node: ast.ImportFrom) -> str:
     """The dotted module that ``from ... import`` names; relative ones by the folders that are packages."""
     if not node.level:
         return node.module or ""
-    package, names = file.parent, []
+    package = file.parent
+    names: list[str] = []
     for _ in range(node.level - 1):
         package = package.parent
     while (package / "__init__.py").exists():
@@ -133,7 +134,9 @@ def _class(node: ast.ClassDef) -> Class:
         arguments = [*init.args.args[1:], *init.args.kwonlyargs]
         return Class(node.name, bases, {argument.arg: _text(argument.annotation) for argument in arguments}, init.args.kwarg is not None)
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-    return Class(node.name, bases, {part.target.id: _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)})
+    return Class(
+        node.name, bases, {ast.unparse(part.target): _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)}
+    )
 
 
 def _text(annotation: ast.expr | None) -> str:

@@ -63,7 +63,16 @@ class TrainCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The one command that was called: building each parser takes a second."""
-        skip = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only", "return_predictions", "verbose"}
+        skip = {
+            "model",
+            "dataloaders",
+            "train_dataloaders",
+            "val_dataloaders",
+            "datamodule",
+            "weights_only",
+            "return_predictions",
+            "verbose",
+        }
         return {TrainCLI.command: skip | ({"ckpt_path"} if TrainCLI.command == "fit" else set())}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -94,6 +103,7 @@ class TrainCLI(LightningCLI):
     def _take_result(self, config: Any) -> None:
         """``--ckpt_path RUN`` means the run's result, or its newest checkpoint while there is none."""
         if not config.ckpt_path:
+            log.warning("no --ckpt_path: the adapter is the one that the configuration starts from, not a trained one")
             return
         path = Path(config.ckpt_path)
         if not path.is_dir():
@@ -102,6 +112,8 @@ class TrainCLI(LightningCLI):
             result = next((path / name for name in ("adapter", "model") if (path / name).is_dir()), None)
             path = result or CheckpointStore(path / "checkpoints").newest_intact(log.warning) or path
         if (path / "adapter_config.json").exists():
+            if not config.model.adapter.class_path.endswith(".LoRA"):
+                raise UsageError(f"--ckpt_path {path} is a LoRA adapter, which this configuration does not have.\nSet  model.adapter: LoRA")
             config.model.adapter.init_args.init = str(path)
             config.ckpt_path = None
         elif (path / "config.json").exists():
@@ -110,7 +122,9 @@ class TrainCLI(LightningCLI):
         elif (path / "manifest.json").exists():
             config.ckpt_path = str(path)
         else:
-            raise UsageError(f"--ckpt_path {path}: neither a result nor a checkpoint is in there.\nGive a run folder in which `ltune fit` has saved.")
+            raise UsageError(
+                f"--ckpt_path {path}: neither a result nor a checkpoint is in there.\nGive a run folder in which `ltune fit` has saved."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Our loggers, callbacks and plugins around what the YAML names."""
@@ -118,9 +132,9 @@ class TrainCLI(LightningCLI):
         run = Path(self._get(self.config_init, "run"))
         if config["enable_progress_bar"] is False:
             self.trainer_defaults["callbacks"] = [one for one in self.trainer_defaults["callbacks"] if not isinstance(one, Progress)]
-        precision, plugins = str(config["precision"] or "32-true"), [SafetensorsIO()]
-        if precision in ("bf16-true", "16-true"):
-            plugins.append(TruePrecision(precision))
+        plugins: list[Any] = [SafetensorsIO(), *as_list(config["plugins"])]
+        if config["precision"] in ("bf16-true", "16-true"):
+            plugins.append(TruePrecision(config["precision"]))
             kwargs["precision"] = None
         asked = config["logger"]
         loggers = asked if isinstance(asked, list) else [asked] if asked not in (None, True, False) else []
@@ -128,7 +142,7 @@ class TrainCLI(LightningCLI):
             loggers = [JSONLines(run), *loggers]
             if not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
                 loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
-        kwargs |= {"logger": loggers or False, "plugins": [*plugins, *as_list(config["plugins"])], "default_root_dir": str(run)}
+        kwargs |= {"logger": loggers or False, "plugins": plugins, "default_root_dir": str(run)}
         return super().instantiate_trainer(**kwargs)
 
     # -- commands -------------------------------------------------------------------------------------------------------------------
@@ -157,11 +171,11 @@ class TrainCLI(LightningCLI):
         step = read_manifest(newest)["step"] if newest else 0
         if newest:
             log.info("resuming %s after step %d", self.folder.path, step)
-        for logger in self.trainer.loggers:
+        for logger in self.trainer.loggers:  # what was logged after the checkpoint is logged again
             if isinstance(logger, JSONLines):
                 logger.rewind(step)
             elif isinstance(logger, TensorBoardLogger) and newest:
-                logger._kwargs["purge_step"] = step + 1  # the curve after the checkpoint is drawn again
+                logger._kwargs["purge_step"] = step + 1
         return newest
 
     @rank_zero_only
@@ -178,7 +192,7 @@ class TrainCLI(LightningCLI):
     def _card(self, model: FineTuner, datamodule: ChatData) -> Card:
         file = self.folder.path / "metrics.jsonl"
         logged = read_metrics(file) if file.exists() else []
-        last = {name: line[name] for line in logged for name in ("train/loss", "val/loss") if name in line}
+        last: dict[str, float] = {name: line[name] for line in logged for name in ("train/loss", "val/loss") if line.get(name) is not None}
         return Card(
             base_model=model.name,
             revision=model.revision,

@@ -75,7 +75,8 @@ def check_option(name: str, value: str | None) -> Iterator[str]:
             node = yaml.compose(value, Loader=yaml.SafeLoader)
         except yaml.YAMLError:
             return  # plain text, such as a system prompt; LightningCLI has the last word
-        if node is not None:
+        text = str in (schema.allowed(annotation) or ())  # then what looks like a mapping is text all the same
+        if node is not None and not text:
             yield from (problem.removeprefix(f"{name}: ").removeprefix(f"{name} ") for _, problem in check_value(node, name, annotation))
 
 
@@ -116,7 +117,8 @@ def inner_annotation(path: str, annotation: str, deeper: str) -> tuple[str | Non
 # -- what LightningCLI says -----------------------------------------------------------------------------------------------------------
 
 NOISE = re.compile(
-    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a path but|Problem with given class_path|Not a valid subclass"
+    r"Does not validate against|Subtypes:|Errors:|Given value|Expected a path but|Problem with given class_path|Not a valid subclass|"
+    r"Subclass types expect|a class path \(str\)|a dict with"
 )
 KEY = re.compile(r"(?:Parser key |[Oo]ption |Key |argument )[\"'`-]*([A-Za-z_][\w.]*)")
 PLAINLY = {  # Python's words, and those of somebody who writes a YAML
@@ -146,7 +148,7 @@ def explain(message: str) -> str:
     wanted = list(dict.fromkeys(line.removeprefix("wants ") for line in said if line.startswith("wants ") and ", got" not in line))
     said = [line for line in dict.fromkeys(said) if not line.startswith("wants ") or ", got" in line]
     given = re.search(r"Given value: (.+)", message)
-    if wanted and not any(", got" in line for line in said):
+    if wanted and not said:
         said.append(f"wants {' or '.join(wanted)}" + (f", got {given.group(1)}" if given else ""))
     kept = [line if len(line) <= 240 else line[:237] + "..." for line in said[:4]] or [message.strip()[:240]]
     place = locate(key) if key else None

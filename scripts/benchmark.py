@@ -43,7 +43,8 @@ def main() -> int:
     (arguments.out / "benchmark.json").write_text(json.dumps(results, indent=1))
     print(f"{'what':34s} {'step ms':>8s} {'tokens/s':>9s} {'GiB':>6s} {'whole s':>8s}")
     for one in results:
-        print(f"{one['what']:34s} {shown(one, 'step_ms', 8, 1)} {shown(one, 'tokens_per_second', 9, 0)} {shown(one, 'gib', 6, 1)} {shown(one, 'seconds', 8, 0)}")
+        columns = (("step_ms", 8, 1), ("tokens_per_second", 9, 0), ("gib", 6, 1), ("seconds", 8, 0))
+        print(f"{one['what']:34s}", *(shown(one, *column) for column in columns))
     return 0
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Kill `ltune fit` at random instants and start it again by the same command: the final adapter must be the uninterrupted run's, bit for bit.
+"""Kill `ltune fit` at random instants and start it again by the same command: the final adapter must be the undisturbed run's, bit for bit.
 
     python scripts/kill_resume.py                         # 30 x SIGKILL (every third inside a save), 10 x SIGTERM
     python scripts/kill_resume.py --kills 4 --terms 2 --seed 1
 
-Each trial has a run folder and a temporary folder of its own; both must hold nothing left over in the end. Prints one line a trial, exits 1 if any failed.
+Each trial has a run folder and a temporary folder of its own; both must hold nothing left over in the end.
+Prints one line a trial, exits 1 if any failed.
 """
 
 import argparse
@@ -104,7 +105,10 @@ def judge(trial: Trial, work: Path, baseline: str) -> bool:
     if trial.codes[0] not in (expected, 0):
         problems.append(f"exit code {trial.codes[0]}, not {expected}")
     where = f"after step {trial.steps[0]}" if trial.steps else "before the first step"
-    print(f"trial {trial.number:2d} {trial.kind:12s} workers {trial.workers} stopped {where:22s} codes {trial.codes} {'; '.join(problems) or 'exact'}", flush=True)
+    print(
+        f"trial {trial.number:2d} {trial.kind:12s} workers {trial.workers} stopped {where:22s} codes {trial.codes} {'; '.join(problems) or 'exact'}",
+        flush=True,
+    )
     if not problems:
         shutil.rmtree(trial.folder)
     return not problems
@@ -135,8 +139,25 @@ def start(trial: Trial, work: Path) -> subprocess.Popen:
     """The same command each time."""
     temporary = trial.folder / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "TMPDIR": str(temporary), "XDG_CACHE_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ltune", "fit", "--config", str(work / "config.yaml"), "--run", str(trial.run), "--data.workers", str(trial.workers)]
+    environment = {
+        **os.environ,
+        "TMPDIR": str(temporary),
+        "XDG_CACHE_HOME": str(work / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "ltune",
+        "fit",
+        "--config",
+        str(work / "config.yaml"),
+        "--run",
+        str(trial.run),
+        "--data.workers",
+        str(trial.workers),
+    ]
     log = (trial.folder / "log.txt").open("a")
     return subprocess.Popen(command, cwd=work, stdout=log, stderr=log, env=environment, start_new_session=True)
 

@@ -53,6 +53,9 @@ def metrics():
 def rows(tmp_path: Path) -> Path:
     """24 conversations of unequal length."""
     file = tmp_path / "rows.jsonl"
-    lines = [{"instruction": f"Say {n} {'very ' * (n % 5)}slowly", "input": "", "output": " ".join(["word"] * (1 + n % 7)) + f" {n}."} for n in range(24)]
+    lines = [
+        {"instruction": f"Say {n} {'very ' * (n % 5)}slowly", "input": "", "output": " ".join(["word"] * (1 + n % 7)) + f" {n}."}
+        for n in range(24)
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file

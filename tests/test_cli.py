@@ -35,7 +35,7 @@ def test_help_names_every_command_and_is_quick():
         (["fit", "--model.adaptr", "LoRA"], 'model.adaptr is not an option; did you mean "adapter"?'),
         (["fit", "--trainer.max_step", "3"], 'trainer.max_step is not an option; did you mean "max_steps"?'),
         (["fit", "--batch_size", "3"], "did you mean data.batch_size?"),
-        (["fit", "--data.seed", "3"], "data.seed: follows from seed_everything"),
+        (["fit", "--data.seed", "3"], "--data.seed: data.seed follows from seed_everything"),
         (["fit", "--model.adapter.rnak", "3"], 'did you mean "rank"?'),
         (["fit", "--config"], "--config wants a file"),
         (["fit", "--config", "none.yaml"], "none.yaml: no such file"),
@@ -54,7 +54,7 @@ def test_a_usage_error_says_what_was_meant(arguments, said):
     ("text", "said"),
     [
         ("model:\n  modle: tiny\n", 'wrong.yaml:2: model.modle is not an option; did you mean "model"?'),
-        ("data:\n  batch_size: two\n", "wrong.yaml:2: data.batch_size: wants int, got 'two'"),
+        ("data:\n  batch_size: two\n", "wrong.yaml:2: data.batch_size: wants a whole number, got 'two'"),
         ("data:\n  truncation: rihgt\n", "wrong.yaml:2: data.truncation"),
         ("model:\n  adapter: LoRa\n", 'did you mean "LoRA"?'),
         ("model:\n  adapter: {class_path: LoRA, init_args: {rnk: 8}}\n", 'did you mean "rank"?'),

@@ -1,4 +1,7 @@
-"""Two processes on the CPU (gloo) do the same as one with the same rows a step: 4-bit weights, rows of unequal length, a rank without work in the last step."""
+"""Two processes on the CPU (gloo) do the same as one with the same rows a step.
+
+4-bit weights, rows of unequal length, and a rank without work in the last step of an epoch.
+"""
 
 import json
 

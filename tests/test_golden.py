@@ -45,7 +45,12 @@ def test_the_reference_run(options, imported, shared, ltune, tmp_path, metrics):
     assert [line["step"] for line in mine] == [step["current_steps"] for step in golden]
     assert max(abs(line["train/loss"] - step["loss"]) for line, step in zip(mine, golden, strict=True)) < 1e-5
     assert max(abs(line["train/lr"] - step["lr"]) for line, step in zip(mine, golden, strict=True)) < 1e-9
-    assert relative_difference(tmp_path / "run" / "adapter" / "adapter_model.safetensors", shared / "golden" / "runs" / "sft_final_adapter.safetensors") < 1e-5
+    assert (
+        relative_difference(
+            tmp_path / "run" / "adapter" / "adapter_model.safetensors", shared / "golden" / "runs" / "sft_final_adapter.safetensors"
+        )
+        < 1e-5
+    )
 
 
 def relative_difference(mine, theirs) -> float:

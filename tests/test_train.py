@@ -49,7 +49,15 @@ def test_a_run_leaves_what_it_should_and_the_same_command_says_it_is_finished(lt
     }  # fmt: skip
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    logged = {"train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second", "train/samples_per_second", "train/epoch", "train/peak_memory_gib"}
+    logged = {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "train/tokens_per_second",
+        "train/samples_per_second",
+        "train/epoch",
+        "train/peak_memory_gib",
+    }
     assert logged <= lines[0].keys()
     assert lines[0]["train/lr"] == 0.0
     assert json.loads((run / "data_report.json").read_text())["total"]["rows"] == 24
@@ -73,7 +81,9 @@ def test_a_run_leaves_what_it_should_and_the_same_command_says_it_is_finished(lt
 def start(tmp_path: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "ltune", "fit", "--config", "config.yaml", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
 
 
 def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
@@ -126,8 +136,21 @@ def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, signum, ev
     options = ["--data.val_size", 4, "--checkpoint.every", every, "--data.batch_size", 1, "--trainer.accumulate_grad_batches", 5]
     whole = ltune("fit", "--config", config, "--run", "whole", *options)
     assert whole.returncode == 0, whole.stderr
-    callback = ["--trainer.callbacks+=stop_after.StopAfter", f"--trainer.callbacks.step={stop_at}", f"--trainer.callbacks.signum={int(signum)}"]
-    stopped = ltune("fit", "--config", config, "--run", "stopped", *options, *callback, env={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])})
+    callback = [
+        "--trainer.callbacks+=stop_after.StopAfter",
+        f"--trainer.callbacks.step={stop_at}",
+        f"--trainer.callbacks.signum={int(signum)}",
+    ]
+    stopped = ltune(
+        "fit",
+        "--config",
+        config,
+        "--run",
+        "stopped",
+        *options,
+        *callback,
+        env={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
+    )
     assert stopped.returncode == (130 if signum == signal.SIGINT else -9), stopped.stderr
     again = ltune("fit", "--config", config, "--run", "stopped", *options)
     assert again.returncode == 0, again.stderr

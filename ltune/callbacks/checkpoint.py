@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ltune.callbacks.stop import GracefulStop, Stopped
 from ltune.callbacks.when import stepped
+from ltune.checkpoints.run import RunFolder
 from ltune.checkpoints.store import CheckpointStore
 from ltune.errors import UsageError
 
@@ -81,8 +82,10 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
-        store = CheckpointStore(Path(trainer.default_root_dir) / "checkpoints", keep=self.keep)
-        trainer.save_checkpoint(store.path(trainer.global_step))
+        run = Path(trainer.default_root_dir)
+        store = CheckpointStore(run / "checkpoints", keep=self.keep)
+        facts = {"position": trainer.datamodule.state_dict()["trained_up_to"], **RunFolder(run).hashes()}  # type: ignore[attr-defined]
+        trainer.save_checkpoint(store.path(trainer.global_step), storage_options=facts)
         if trainer.is_global_zero:
             store.mark_latest(trainer.global_step)
             store.prune()

@@ -189,6 +189,7 @@ def _seal(stage: Path, extra: dict[str, Any]) -> None:
             folders.append(path)
             continue
         assert not path.is_symlink(), f"{path}: a link cannot be published"
+        path.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -199,6 +200,12 @@ def _seal(stage: Path, extra: dict[str, Any]) -> None:
     _write_synced(stage / MANIFEST, _render(manifest).encode("utf-8"))
     for path in folders:
         _fsync_folder(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _put_in_place(stage: Path, final: Path) -> None:

@@ -1,5 +1,6 @@
 """A run folder's record: what was asked, of which data, and whether it is done. The same question again is answered by it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ class RunFolder:
         try:
             return json.loads(self.file.read_text())
         except json.JSONDecodeError as error:
-            raise UsageError(f"{self.file} cannot be read: {error}.\nMove the folder away, or choose another one with  --run FOLDER") from error
+            raise UsageError(
+                f"{self.file} cannot be read: {error}.\nMove the folder away, or choose another one with  --run FOLDER"
+            ) from error
 
     @property
     def finished(self) -> bool:
@@ -44,7 +47,10 @@ class RunFolder:
         return bool(record and record["state"] == "finished" and (self.path / record["result"]).is_dir())
 
     def refuse_changes(self, settings: dict[str, Any], sources: list[dict] | None, world_size: int | None, allow: list[str]) -> bool:
-        """Refuse to go on with other settings or data than the run began with, unless ``allow`` names them. True if allowed changes are there."""
+        """Refuse to go on with other settings or data than the run began with, unless ``allow`` names them.
+
+        True if there are changes, all of them allowed.
+        """
         record = self.read()
         if record is None or not any((self.path / "checkpoints").glob("step-*")):
             return False
@@ -65,10 +71,16 @@ class RunFolder:
         advice = f"Choose another folder with  --run FOLDER , or go on all the same with  --resume.allow='[{names}]'"
         return "\n".join(filter(None, [f"{self.path} holds a run with other settings; going on would be neither.", *shown, more, advice]))
 
+    def hashes(self) -> dict[str, str]:
+        """Of the configuration and the data, for a checkpoint's manifest."""
+        record = self.read() or {}
+        return {name: record[name] for name in ("config_sha256", "data_sha256") if name in record}
+
     def record(self, *, state: str, settings: dict, sources: list[dict], world_size: int, **facts: Any) -> None:
         """Write the record."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"state": state, "world_size": world_size, **facts, "sources": sources, "settings": settings}
+        hashes = {"config_sha256": sha256_of(settings), "data_sha256": sha256_of(by_path(sources))}
+        content = {"state": state, "world_size": world_size, **hashes, **facts, "sources": sources, "settings": settings}
         write_atomically(self.file, json.dumps(content, indent=1, default=str) + "\n")
 
     def finish(self, **facts: Any) -> None:
@@ -76,6 +88,11 @@ class RunFolder:
         record = self.read()
         assert record is not None
         write_atomically(self.file, json.dumps({**record, "state": "finished", **facts}, indent=1, default=str) + "\n")
+
+
+def sha256_of(value: Any) -> str:
+    """Of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def settings_of(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from ltune.data.encode import Encoder
@@ -82,12 +82,16 @@ class ChatData(LightningDataModule):
         self.resumed_at = (0, 0)  # (epoch, window) that training goes on with
         self._trained_up_to: tuple[int, int] | None = None
 
+    @property
+    def _trainer(self) -> Trainer:
+        assert self.trainer is not None, "Lightning attaches the trainer before it asks for data"
+        return self.trainer
+
     # -- rows ---------------------------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Tokenise what this command needs, or find it tokenised. Before any model loads, so bad data is refused in seconds."""
-        stage = self.trainer.state.fn if self.trainer else "fit"
-        self.prepare(stage)
+        self.prepare(str(self._trainer.state.fn))
 
     def setup(self, stage: str) -> None:
         """On every rank: open what rank 0 tokenised."""
@@ -139,9 +143,9 @@ class ChatData(LightningDataModule):
             self.train_rows.trained,
             seed=self.seed,
             batch_size=self.batch_size,
-            accumulate=self.trainer.accumulate_grad_batches,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            accumulate=self._trainer.accumulate_grad_batches,
+            rank=self._trainer.global_rank,
+            world_size=self._trainer.world_size,
             start=self.resumed_at,
         )
 
@@ -156,11 +160,11 @@ class ChatData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """Prompts of the test data sets (or of ``datasets``), each up to its last answer."""
         prompts = Prompts.read(self.test_datasets or self.datasets, self.folder, self.rows, self.encoder, self.max_rows)
-        mine = prompts.of_rank(self.trainer.global_rank, self.trainer.world_size)
+        mine = prompts.of_rank(self._trainer.global_rank, self._trainer.world_size)
         return DataLoader(mine, batch_size=self.batch_size, collate_fn=list)
 
     def _in_order(self, rows: Split) -> DataLoader:
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
         return self._loader(rows, InOrder(rows.trained, batch_size=self.batch_size, rank=rank, world_size=world_size))
 
     def _loader(self, rows: Split, sampler) -> DataLoader:
@@ -193,10 +197,10 @@ class ChatData(LightningDataModule):
 
     def _windows(self) -> int:
         """Optimizer steps in an epoch, with trainer.limit_train_batches counted in."""
-        limit = self.trainer.limit_train_batches
+        limit = self._trainer.limit_train_batches
         whole = len(self._window_sampler())
         taken = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-        return -(-taken // self.trainer.accumulate_grad_batches)
+        return -(-taken // self._trainer.accumulate_grad_batches)
 
 
 def _unchanged(batch):

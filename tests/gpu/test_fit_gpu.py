@@ -32,12 +32,17 @@ def test_16_bit_precisions_follow_32_bit_to_rounding(ltune, metrics, tmp_path):
 
 def test_flat_and_padded_agree(ltune, metrics, tmp_path):
     flat = fit(ltune, metrics, tmp_path, "flat", "--trainer.precision", "32-true")
-    assert fit(ltune, metrics, tmp_path, "padded", "--trainer.precision", "32-true", "--data.layout", "padded") == pytest.approx(flat, rel=1e-3)
+    assert fit(ltune, metrics, tmp_path, "padded", "--trainer.precision", "32-true", "--data.layout", "padded") == pytest.approx(
+        flat, rel=1e-3
+    )
 
 
 def test_a_stopped_run_ends_in_the_same_bits(ltune, metrics, tmp_path):
     options = ["--trainer.precision", "bf16-true", "--trainer.deterministic", "true", "--model.adapter.dropout", 0.1]
-    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
     whole = ltune("fit", "--run", "whole", *OPTIONS, *options, env=environment)
     assert whole.returncode == 0, whole.stderr
     callback = ["--trainer.callbacks+=stop_after.StopAfter", "--trainer.callbacks.step=5"]
@@ -45,5 +50,7 @@ def test_a_stopped_run_ends_in_the_same_bits(ltune, metrics, tmp_path):
     assert stopped.returncode == 130, stopped.stderr
     again = ltune("fit", "--run", "stopped", *OPTIONS, *options, env=environment)
     assert again.returncode == 0, again.stderr
-    hashes = {hashlib.sha256((tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest() for run in ("whole", "stopped")}
+    hashes = {
+        hashlib.sha256((tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest() for run in ("whole", "stopped")
+    }
     assert len(hashes) == 1

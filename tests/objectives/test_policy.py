@@ -16,9 +16,8 @@ from ltune.objectives.policy import Policy
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=97, max_position_embeddings=64
-    )  # fmt: skip
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, vocab_size=97, max_position_embeddings=64, **heads)
     return LlamaForCausalLM(config).train()
 
 
