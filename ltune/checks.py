@@ -57,6 +57,13 @@ def pissa_needs_exact_weights(model: dict, data: dict, trainer: dict) -> list[st
     return []
 
 
+def adapter_to_continue_is_there(model: dict, data: dict, trainer: dict) -> list[str]:
+    folder = init_args(model["adapter"]).get("init")
+    if folder and not (Path(folder) / "adapter_config.json").is_file():
+        return [f"model.adapter.init: {folder} is no PEFT folder: it has no adapter_config.json; give the folder of a saved adapter"]
+    return []
+
+
 def lora_plus_needs_lora(model: dict, data: dict, trainer: dict) -> list[str]:
     if model["lora_plus_ratio"] is not None and class_of(model["adapter"]) != "LoRA":
         return [f"model.lora_plus_ratio is about LoRA's B matrices, and model.adapter is {class_of(model['adapter'])}; set it to null"]
@@ -180,7 +187,8 @@ def validation_rows_are_named(data: dict) -> list[str]:
 
 
 RULES = [
-    quantized_weights_cannot_train, pissa_needs_exact_weights, lora_plus_needs_lora, numbers_make_sense, one_way_to_validate,
+    quantized_weights_cannot_train, pissa_needs_exact_weights, adapter_to_continue_is_there, lora_plus_needs_lora, numbers_make_sense,
+    one_way_to_validate,
     device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options,
 ]  # fmt: skip
 FIT_RULES = [windows_are_ours, something_to_train_on, training_ends]

@@ -47,6 +47,13 @@ TRAINER_DEFAULTS = {
 }
 
 
+class TensorBoard(TensorBoardLogger):
+    """The event files in the run folder. Every run has them, so naming it as ``trainer.logger`` changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(save_dir="", name="tensorboard", version="")
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in a few lines, instead of the whole usage."""
 
@@ -138,6 +145,7 @@ class TrainCLI(LightningCLI):
             kwargs["precision"] = None
         asked = config["logger"]
         loggers = asked if isinstance(asked, list) else [asked] if asked not in (None, True, False) else []
+        loggers = [logger for logger in loggers if not isinstance(logger, TensorBoard)]  # ours is put in below
         if self.subcommand == "fit" and asked is not False:
             loggers = [JSONLines(run), *loggers]
             if not any(isinstance(logger, TensorBoardLogger) for logger in loggers):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CONFIGURATION = {
     "run": "run",
@@ -21,7 +22,14 @@ CONFIGURATION = {
     },
     "data": {"datasets": ["rows.jsonl"], "batch_size": 2, "max_length": 128},
     "checkpoint": {"every": 2},
-    "trainer": {"max_epochs": 2, "accumulate_grad_batches": 3, "accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 1},
+    "trainer": {
+        "max_epochs": 2,
+        "accumulate_grad_batches": 3,
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "log_every_n_steps": 1,
+        "logger": "TensorBoard",
+    },
 }
 STEPS = 8  # 24 rows, 6 a window, 2 epochs
 
@@ -61,6 +69,9 @@ def test_a_run_leaves_what_it_should_and_the_same_command_says_it_is_finished(lt
     assert logged <= lines[0].keys()
     assert lines[0]["train/lr"] == 0.0
     assert json.loads((run / "data_report.json").read_text())["total"]["rows"] == 24
+    scalars = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert logged <= set(scalars.Tags()["scalars"])
+    assert [event.step for event in scalars.Scalars("train/loss")] == list(range(1, STEPS + 1))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     again = ltune("fit", "--config", config)
     assert again.returncode == 0

@@ -33,18 +33,20 @@ class RunFolder:
         """The record, or None where nothing was begun."""
         if not self.file.exists():
             return None
+        advice = "Move the folder away, or choose another one with  --run FOLDER"
         try:
-            return json.loads(self.file.read_text())
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"{self.file} cannot be read: {error}.\nMove the folder away, or choose another one with  --run FOLDER"
-            ) from error
+            record = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+            raise UsageError(f"{self.file} cannot be read: {error}.\n{advice}") from error
+        if not isinstance(record, dict) or not {"state", "settings", "sources", "world_size"} <= record.keys():
+            raise UsageError(f"{self.file} is no record of a run.\n{advice}")
+        return record
 
     @property
     def finished(self) -> bool:
         """Whether the result is there, as recorded."""
         record = self.read()
-        return bool(record and record["state"] == "finished" and (self.path / record["result"]).is_dir())
+        return bool(record and record["state"] == "finished" and (self.path / record.get("result", "none")).is_dir())
 
     def refuse_changes(self, settings: dict[str, Any], sources: list[dict] | None, world_size: int | None, allow: list[str]) -> bool:
         """Refuse to go on with other settings or data than the run began with, unless ``allow`` names them.

@@ -104,10 +104,19 @@ class ChatData(LightningDataModule):
             self.prepared["all"] = everything
             self.train_rows, self.val_rows = self._split(everything)
         elif stage == "validate" and "val" not in self.prepared:
-            self.val_rows = self._split(self._prepare(self.datasets, "datasets"))[1]
+            self.val_rows = self._validation_rows()
         elif stage == "test" and "test" not in self.prepared:
             self.prepared["test"] = self._prepare(self.test_datasets, "test_datasets")
             self.test_rows = Split.whole(self.prepared["test"])
+
+    def _validation_rows(self) -> Split:
+        if self.val_datasets:
+            self.prepared["val"] = self._prepare(self.val_datasets, "val_datasets")
+            return Split.whole(self.prepared["val"])
+        held_out = split(self._prepare(self.datasets, "datasets"), self.val_size, self.seed)[1]
+        if held_out is None:
+            raise UsageError("there are no validation rows.\nSet  data.val_size  or  data.val_datasets")
+        return held_out
 
     def _prepare(self, datasets: list[str | Dataset], key: str) -> Prepared:
         if not datasets:
@@ -118,8 +127,7 @@ class ChatData(LightningDataModule):
 
     def _split(self, everything: Prepared) -> tuple[Split, Split | None]:
         if self.val_datasets:
-            self.prepared["val"] = self._prepare(self.val_datasets, "val_datasets")
-            return Split.whole(everything), Split.whole(self.prepared["val"])
+            return Split.whole(everything), self._validation_rows()
         return split(everything, self.val_size, self.seed)
 
     @property
@@ -189,7 +197,7 @@ class ChatData(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on with the window after the one trained last."""
-        if state_dict["trained_up_to"] is None:
+        if state_dict["trained_up_to"] is None or self._trainer.state.fn != "fit":
             return
         epoch, window = state_dict["trained_up_to"]
         self._trained_up_to = (epoch, window)
