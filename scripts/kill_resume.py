@@ -105,10 +105,8 @@ def judge(trial: Trial, work: Path, baseline: str) -> bool:
     if trial.codes[0] not in (expected, 0):
         problems.append(f"exit code {trial.codes[0]}, not {expected}")
     where = f"after step {trial.steps[0]}" if trial.steps else "before the first step"
-    print(
-        f"trial {trial.number:2d} {trial.kind:12s} workers {trial.workers} stopped {where:22s} codes {trial.codes} {'; '.join(problems) or 'exact'}",
-        flush=True,
-    )
+    stopped = f"workers {trial.workers} stopped {where:22s} codes {trial.codes}"
+    print(f"trial {trial.number:2d} {trial.kind:12s} {stopped} {'; '.join(problems) or 'exact'}", flush=True)
     if not problems:
         shutil.rmtree(trial.folder)
     return not problems
