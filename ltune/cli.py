@@ -77,8 +77,6 @@ def run(arguments: list[str]) -> int:
     # Before torch is imported: it would make a folder in the temporary one, and leave it there.
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(caches, "ltune", "inductor"))
-    # Threads that wait by spinning make a small model ten times slower on a machine that does something else too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not command.trains:
         return importlib.import_module(command.module).main(rest)
     from ltune.usage import precheck

@@ -1,6 +1,7 @@
 """From a name to a causal language model in memory."""
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from ltune.models.tokenizer import hub_arguments, resolve_model, unobtainable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+SMALL = 10_000_000  # parameters
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +56,19 @@ def load_model(
     model = read_weights(name, source, config=config, dtype=dtype, device_map={"": device}, **arguments)
     if is_quantized(model):
         prepare_quantized(model)
+    if torch.device(device).type == "cpu":
+        limit_threads(model)
     model.config.use_cache = False  # with a cache, transformers does not separate rows by their positions
     return model
+
+
+def limit_threads(model: "PreTrainedModel") -> None:
+    """One thread for a small model, unless OMP_NUM_THREADS says otherwise.
+
+    Two threads gain a third on its small matrices where the cores are free, and lose tenfold, waiting for each other, where they are not.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and sum(parameter.numel() for parameter in model.parameters()) < SMALL:
+        torch.set_num_threads(1)
 
 
 def enable_gradient_checkpointing(model: "PreTrainedModel") -> None:
