@@ -21,6 +21,7 @@ from ltune.callbacks.metrics_file import JSONLines, read_metrics
 from ltune.callbacks.predictions import PredictionWriter
 from ltune.callbacks.progress import Progress
 from ltune.callbacks.stop import GracefulStop
+from ltune.callbacks.tensorboard import TensorBoard
 from ltune.callbacks.throughput import Throughput
 from ltune.callbacks.train_metrics import TrainMetrics
 from ltune.checkpoints.io import SafetensorsIO
@@ -45,13 +46,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-
-
-class TensorBoard(TensorBoardLogger):
-    """The event files in the run folder. Every run has them, so naming it as ``trainer.logger`` changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(save_dir="", name="tensorboard", version="")
 
 
 class Parser(LightningArgumentParser):
@@ -149,7 +143,7 @@ class TrainCLI(LightningCLI):
         if self.subcommand == "fit" and asked is not False:
             loggers = [JSONLines(run), *loggers]
             if not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
-                loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
+                loggers.append(TensorBoard(str(run)))
         kwargs |= {"logger": loggers or False, "plugins": plugins, "default_root_dir": str(run)}
         return super().instantiate_trainer(**kwargs)
 
@@ -182,8 +176,8 @@ class TrainCLI(LightningCLI):
         for logger in self.trainer.loggers:  # what was logged after the checkpoint is logged again
             if isinstance(logger, JSONLines):
                 logger.rewind(step)
-            elif isinstance(logger, TensorBoardLogger) and newest:
-                logger._kwargs["purge_step"] = step + 1
+            elif isinstance(logger, TensorBoard) and newest:
+                logger.resume_after(step)
         return newest
 
     @rank_zero_only
