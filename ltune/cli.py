@@ -77,6 +77,9 @@ def run(arguments: list[str]) -> int:
     # Before torch is imported: it would make a folder in the temporary one, and leave it there.
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(caches, "ltune", "inductor"))
+    # These two set their own level when they are imported; a hub that cannot be reached fills the screen before our message.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not command.trains:
         return importlib.import_module(command.module).main(rest)
     from ltune.usage import precheck

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 class StopAfter(Callback):
     """Sends a signal to its own process while ``step`` (counted from 1) is under way."""
 
-    def __init__(self, step: int, signum: int = signal.SIGINT) -> None:
+    def __init__(self, step: int, signum: int = int(signal.SIGINT)) -> None:
         self.step = step
         self.signum = signum
         self.sent = False
