@@ -26,11 +26,11 @@ from ltune.callbacks.throughput import Throughput
 from ltune.callbacks.train_metrics import TrainMetrics
 from ltune.checkpoints.io import SafetensorsIO
 from ltune.checkpoints.publish import publish, read_manifest, sweep, write_atomically
-from ltune.checkpoints.run import RunFolder, settings_of
+from ltune.checkpoints.run import Finished, RunFolder, settings_of
 from ltune.checkpoints.store import CheckpointStore
 from ltune.checks import check
 from ltune.data.datamodule import ChatData
-from ltune.errors import LtuneError, ResourceError, UsageError
+from ltune.errors import ResourceError, UsageError
 from ltune.models.card import Card
 from ltune.models.precision import TruePrecision
 from ltune.module import FineTuner
@@ -97,7 +97,7 @@ class TrainCLI(LightningCLI):
             self.folder = RunFolder(config.run)
             self.settings = settings_of(self.resolved)
             changed = self.folder.refuse_changes(self.settings, None, None, config.resume.allow)
-            self.folder.refuse_changes(self.settings, rehash(self.folder), None, config.resume.allow)
+            changed |= self.folder.refuse_changes(self.settings, rehash(self.folder), None, config.resume.allow)
             if self.folder.finished and not changed:
                 raise Finished(self.folder)
 
@@ -204,24 +204,6 @@ class TrainCLI(LightningCLI):
             metrics=last,
             curve=[(line["step"], line["train/loss"]) for line in logged if "train/loss" in line],
             command=" ".join(["ltune", *sys.argv[1:]]),
-        )
-
-
-class Finished(LtuneError):
-    """The run is done already.
-
-    Args:
-        folder: The finished run.
-    """
-
-    exit_code = 0
-
-    def __init__(self, folder: RunFolder) -> None:
-        record = folder.read()
-        assert record is not None
-        super().__init__(
-            f"{folder.path} is finished: {record['steps']} steps, result in {folder.path / record['result']}\n"
-            "To train again choose another folder with  --run FOLDER"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ltune.checkpoints.publish import write_atomically
-from ltune.errors import UsageError
+from ltune.errors import LtuneError, UsageError
 
 # Settings that cannot change what is trained: they may differ when a run goes on.
 HARMLESS = (
@@ -90,6 +90,24 @@ class RunFolder:
         record = self.read()
         assert record is not None
         write_atomically(self.file, json.dumps({**record, "state": "finished", **facts}, indent=1, default=str) + "\n")
+
+
+class Finished(LtuneError):
+    """The run is done already.
+
+    Args:
+        folder: The finished run.
+    """
+
+    exit_code = 0
+
+    def __init__(self, folder: RunFolder) -> None:
+        record = folder.read()
+        assert record is not None
+        super().__init__(
+            f"{folder.path} is finished: {record['steps']} steps, result in {folder.path / record['result']}\n"
+            "To train again choose another folder with  --run FOLDER"
+        )
 
 
 def sha256_of(value: Any) -> str:

@@ -118,4 +118,5 @@ def test_the_demo_files(shared):
     for name in ("identity", "alpaca_en_demo", "kto_en_demo"):
         entry = info[name]
         for record in json.loads((shared / "data" / entry["file_name"]).read_text()):
-            row(record, entry.get("formatting"), entry.get("columns"), entry.get("tags"))
+            chat = row(record, entry.get("formatting"), entry.get("columns"), entry.get("tags"))
+            assert chat.messages[-1].role == "assistant"
