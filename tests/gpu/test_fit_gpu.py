@@ -10,8 +10,9 @@ import torch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 OPTIONS = [
-    "--data.datasets=[quickstart]", "--data.max_rows", 16, "--trainer.max_epochs", 6, "--data.batch_size", 4, "--trainer.accumulate_grad_batches", 2, "--trainer.max_steps", 12,
-    "--trainer.log_every_n_steps", 1, "--model.optimizer.lr", 1e-3, "--trainer.accelerator", "gpu", "--trainer.devices", 1,
+    "--data.datasets=[quickstart]", "--data.max_rows", 16, "--data.batch_size", 4, "--model.optimizer.lr", 1e-3,
+    "--trainer.max_epochs", 6, "--trainer.max_steps", 12, "--trainer.accumulate_grad_batches", 2, "--trainer.log_every_n_steps", 1,
+    "--trainer.accelerator", "gpu", "--trainer.devices", 1,
 ]  # fmt: skip
 
 
