@@ -160,10 +160,10 @@ def test_control_c_stops_the_answer_and_then_the_chat(folder):
 
 def pressed_until_it_ends(process):
     """Ctrl-C at the prompt. Python notices one that comes just before it begins to read only with the next key, so it is pressed again."""
-    for _ in range(30):
+    for _ in range(6):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=1)
+            return process.wait(timeout=10)
     return process.wait(timeout=1)
 
 
