@@ -1,7 +1,8 @@
-"""What a row is: before the tokenizer (``Text``, ``Chat``) and after it (``Sequence``)."""
+"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``) and after it (``Sequence``)."""
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,11 +10,21 @@ IGNORE = -100  # the label of a token that is not trained
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call that the assistant makes: the tool's name, and its arguments as a JSON object."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn's text. ``role`` is system, user or assistant."""
+    """One turn. ``role`` is system, user, assistant or tool (a tool's result)."""
 
     role: str
     content: str
+    reasoning: str | None = None  # of the assistant, before its answer
+    tool_calls: tuple[ToolCall, ...] = ()  # of the assistant, after its content
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,30 @@ class Text(Row):
 
 @dataclass(frozen=True)
 class Chat(Row):
-    """A conversation: perhaps a system message, then user and assistant in turn."""
+    """A conversation: perhaps a system message, then user (or tool) and assistant in turn."""
 
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()  # as JSON schemas: {"name": ..., "description": ..., "parameters": {...}}
+
+
+@dataclass(frozen=True)
+class Pair(Row):
+    """Two answers to the same conversation, of which the first is better. ``messages`` end where the assistant is to answer."""
+
+    messages: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Rated(Row):
+    """An answer that is good or bad. ``messages`` end where the assistant is to answer."""
+
+    messages: tuple[Message, ...]
+    answer: Message
+    good: bool
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
