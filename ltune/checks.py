@@ -81,8 +81,11 @@ def numbers_make_sense(model: dict, data: dict, trainer: dict) -> list[str]:
         problems.append(f"data.val_size is a whole number of rows or a share below 1, got {data['val_size']}")
     if isinstance(data["val_size"], float) and data["val_size"] == 1:
         problems.append("data.val_size: 1.0 may mean one row or all of them; write 1 for a row, or a share below 1")
-    if data["max_rows"] is not None and data["max_rows"] < 1:
-        problems.append(f"data.max_rows is at least 1 or null, got {data['max_rows']}")
+    problems += [
+        f"data.{key} is at least {least} or null, got {data[key]}"
+        for key, least in (("max_rows", 1), ("tokens_per_batch", 2))
+        if data[key] is not None and data[key] < least
+    ]
     return problems
 
 

@@ -24,7 +24,10 @@ COMMANDS = {
     "validate": Command("ltune.train", "loss on the validation rows", trains=True),
     "test": Command("ltune.train", "loss on the test rows", trains=True),
     "predict": Command("ltune.train", "answer the rows, with scores; --ckpt_path RUN", trains=True),
+    "preview": Command("ltune.apps.preview", "training rows as they will be trained, and the report of all of them"),
+    "check": Command("ltune.apps.check", "all that can be found wrong before training, on one page"),
     "chat": Command("ltune.apps.chat", "talk with a run, an adapter or a model"),
+    "templates": Command("ltune.apps.templates", "list the chat templates, or show what one makes of a conversation"),
     "import": Command("ltune.apps.import_config", "turn a LLaMA-Factory configuration into one of ours"),
     "version": Command("ltune.apps.version", "versions of ltune and of what it stands on"),
 }

@@ -1,6 +1,7 @@
 """What is wrong with a configuration, by line: YAML against the options there are. It refuses to know the command line."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 from ltune import schema
 from ltune.errors import UsageError
 from ltune.signatures import Class, NoSuchClass, find
+from ltune.suggestions import did_you_mean, unknown
 
 Problem = tuple[int, str]  # line, what
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -104,7 +106,11 @@ def check_value(node: yaml.Node, path: str, annotation: str) -> Iterator[Problem
             yield line_of(node), f"{path} cannot be null; leave it out for its default{hint}"
     elif schema.wants_list(annotation) and not isinstance(node, yaml.SequenceNode):
         yield line_of(node), f"{path} is a list, got {shown(node)}; write [{node.value if isinstance(node, yaml.ScalarNode) else '...'}]"
-    elif isinstance(node, yaml.SequenceNode) and schema.allowed(annotation) is None:
+    elif (
+        isinstance(node, yaml.SequenceNode)
+        and schema.allowed(annotation) is None
+        and (schema.takes_list(annotation) or not (ours or fields))
+    ):
         for item in node.value:
             if isinstance(item, yaml.MappingNode) and fields:
                 yield from check_fields(item, path, fields)
@@ -113,8 +119,9 @@ def check_value(node: yaml.Node, path: str, annotation: str) -> Iterator[Problem
             elif schema.wants_list(annotation) and isinstance(item, yaml.ScalarNode) and not item.tag.endswith(":str"):
                 yield line_of(item), f"{path}: an item is text, got {shown(item)}"
     elif ours or published:
-        yield from check_class(node, path, ours or list(published), published)
-    elif isinstance(node, yaml.MappingNode) and fields:
+        if not (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":bool") and "bool" in annotation):  # trainer.logger may be true
+            yield from check_class(node, path, ours or list(published), published)
+    elif fields and (isinstance(node, yaml.MappingNode) or not schema.takes_list(annotation)):
         yield from check_group(node, path, fields)
     else:
         yield from check_plain(node, path, annotation)
@@ -130,8 +137,7 @@ def check_fields(node: yaml.MappingNode, path: str, fields: dict[str, str]) -> I
 def check_class(node: yaml.Node, path: str, choices: list[str], published: dict[str, str]) -> Iterator[Problem]:
     """A class: its name, or its ``class_path`` and ``init_args``."""
     if isinstance(node, yaml.ScalarNode):
-        if not node.tag.endswith(":bool") or not published:  # trainer.logger may be true or false
-            yield from check_class_path(node, path, choices)
+        yield from check_class_path(node, path, choices)
         return
     if not isinstance(node, yaml.MappingNode):
         yield line_of(node), f"{path} is a class ({', '.join(choices[:6])}), got {shown(node)}"
@@ -141,7 +147,9 @@ def check_class(node: yaml.Node, path: str, choices: list[str], published: dict[
     for name, key, _ in entries(node):
         if name not in CLASS_KEYS:
             near = difflib.get_close_matches(name, CLASS_KEYS, n=1, cutoff=0.6)
-            hint = f'did you mean "{near[0]}"?' if near else f"a class is given as {{class_path: {choices[0]}, init_args: {{...}}}}"
+            owner = next((choice for choice in choices if name in schema.parameters_of(choice)), None)
+            form = f"{{class_path: {owner or choices[0]}, init_args: {{{f'{name}: ' if owner else ''}...}}}}"
+            hint = f'did you mean "{near[0]}"?' if near else f"a class is given as {form}"
             yield line_of(key), f"{path}.{name} is not an option; {hint}"
             return
     chosen = parts.get("class_path")
@@ -164,7 +172,8 @@ def check_without_class_path(node: yaml.Node, parts: dict, path: str, choices: l
     else:
         every: dict[str, str] = {}
         for choice in choices:
-            every |= dict.fromkeys(schema.parameters_of(choice), "Any")
+            for name, annotation in schema.parameters_of(choice).items():
+                every[name] = annotation if every.get(name, annotation) == annotation else "Any"
         yield from check_group(parts["init_args"], f"{path}.init_args", every)
 
 
@@ -175,7 +184,7 @@ def options_of(known: Class) -> dict[str, str]:
 
 def check_class_path(node: yaml.ScalarNode, path: str, choices: list[str]) -> Iterator[Problem]:
     """A short name must be one of the choices; a dotted one must lead to a class, as far as the sources tell."""
-    if "." not in node.value:
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", node.value):
         if node.value not in choices:
             yield line_of(node), f"{path}: {did_you_mean(node.value, choices)}"
         return
@@ -225,30 +234,6 @@ def fits(node: yaml.ScalarNode, allowed: set) -> bool:
     except ValueError:
         return False
     return float in allowed or (int in allowed and number == int(number) and "." not in node.value)
-
-
-# -- what to say ----------------------------------------------------------------------------------------------------------------------
-
-
-def unknown(name: str, path: str, options: list[str]) -> str:
-    """That there is no such key, and which was probably meant: here, or in another section."""
-    full = f"{path}.{name}" if path else name
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6 if len(name) > 3 else 0.5)
-    if near:
-        return f'{full} is not an option; did you mean "{near[0]}"?'
-    elsewhere = [f"{other}.{name}" for other in schema.SECTIONS if other != path and name in schema.section(other)]
-    elsewhere += [name] if path and (name in schema.SINGLE or name in schema.SECTIONS) else []
-    if elsewhere:
-        return f"{full} is not an option; did you mean {elsewhere[0]}?"
-    return f"{full} is not an option; there are: {', '.join(sorted(options)[:12])}{' ...' if len(options) > 12 else ''}"
-
-
-def did_you_mean(value: str, choices: list[str]) -> str:
-    """That the value is none of the choices."""
-    near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-    if near and len(choices) > 12:
-        return f'"{value}" is not known; did you mean "{near[0]}"?'
-    return f'"{value}" is none of {", ".join(choices)}' + (f'; did you mean "{near[0]}"?' if near else "")
 
 
 def shown(node: yaml.Node) -> str:

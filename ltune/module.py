@@ -1,5 +1,7 @@
 """The LightningModule: a (4-bit) model with an adapter, asked by an objective for a loss. It refuses to know which objective it is."""
 
+import gc
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,26 +10,29 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
-from ltune.data.collate import Batch
+from ltune.data.collate import Batch, Step
 from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
 from ltune.errors import NonFiniteError, UsageError
+from ltune.memory import Memory, Wanted
 from ltune.generation.engine import generate
 from ltune.generation.sampling import Sampling
 from ltune.models.adapters import Adapter, LoRA, trainable_state
 from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
+from ltune.models.fast.build import quick_way
 from ltune.models.load import enable_gradient_checkpointing, load_model
-from ltune.models.precision import weights_dtype
+from ltune.models.precision import compute_dtype, weights_dtype
 from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
 from ltune.objectives import SFT, Objective
 from ltune.objectives.policy import Policy
-from ltune.optim.groups import build_optimizer
+from ltune.optim.groups import build_optimizer, fuse
 from ltune.optim.schedules import Cosine, Schedule
 from ltune.randomness import seed_step
 
@@ -38,6 +43,31 @@ class Part:
 
     loss: Tensor  # ()
     rows: tuple[int, ...]
+
+
+@dataclass
+class Outcome:
+    """What an optimizer step came to."""
+
+    values: Tensor  # (2,): loss, and the gradient's norm before clipping
+    parts: list[Part]
+    step: int
+    ready: Any = None  # event after which the values are there
+
+    @property
+    def loss(self) -> float:
+        """Of the step."""
+        return self._read(0)
+
+    @property
+    def norm(self) -> float:
+        """Of the gradient."""
+        return self._read(1)
+
+    def _read(self, place: int) -> float:
+        if self.ready is not None:
+            self.ready.synchronize()
+        return float(self.values[place])
 
 
 class FineTuner(LightningModule):
@@ -54,6 +84,8 @@ class FineTuner(LightningModule):
         lora_plus_ratio: LoRA+: learning rate of the B matrices over that of A; null: the same.
         schedule: Of the learning rate: Cosine, Linear, Constant.
         attention: sdpa, eager, flash_attention_2 ...; null: transformers' choice.
+        fast: Compute with ltune's own layers where they can serve the model, on CUDA; false: with transformers'.
+        memory: How such layers use the GPU's memory. auto: the quickest way that fits; speed: the quickest; least: as little as can be.
         gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
         sampling: How ``ltune predict`` generates.
         seed: Linked to seed_everything.
@@ -73,6 +105,8 @@ class FineTuner(LightningModule):
         lora_plus_ratio: float | None = None,
         schedule: Schedule = Cosine(warmup=0.1),  # noqa: B008
         attention: str | None = None,
+        fast: bool = True,
+        memory: Wanted = "auto",
         gradient_checkpointing: bool = False,
         sampling: Sampling = Sampling(),  # noqa: B008
         seed: int = 42,
@@ -81,13 +115,15 @@ class FineTuner(LightningModule):
         self.name, self.revision, self.trust_remote_code = model, revision, trust_remote_code
         self.quantize, self.adapter, self.objective = quantize, adapter, objective
         self.optimizer, self.lora_plus_ratio, self.schedule = optimizer, lora_plus_ratio, schedule
-        self.attention, self.gradient_checkpointing, self.sampling, self.seed = attention, gradient_checkpointing, sampling, seed
+        self.attention, self.fast, self.gradient_checkpointing = attention, fast, gradient_checkpointing
+        self.memory = Memory(memory, again=gradient_checkpointing)
+        self.sampling, self.seed = sampling, seed
         self.tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
         self.model: Any = None  # loads in configure_model
         self.policy: Policy
         self.parts: list[Part] = []  # of the window under way
-        self.step_loss = float("nan")  # of the last optimizer step
-        self.grad_norm = float("nan")  # before clipping
+        self.outcome: Outcome | None = None  # of the last optimizer step
+        self.unchecked: Outcome | None = None  # the device may still be at it
         self.val_loss, self.val_tokens = SumMetric(), SumMetric()
 
     @property
@@ -116,13 +152,16 @@ class FineTuner(LightningModule):
             trust_remote_code=self.trust_remote_code,
             device=self.trainer.strategy.root_device,
         )
-        if self.gradient_checkpointing:
-            enable_gradient_checkpointing(base)
-        if self.data.layout == "flat":
-            assert_rows_isolated(base)
         self.model = self.adapter.apply(base)
         self.model.train()  # from_pretrained and PEFT leave layers in eval mode, and Lightning does not change that
-        self.policy = Policy(self.model, forward_of=base)
+        flat = self.data.layout == "flat"
+        fast = quick_way(base, compute_dtype(self.trainer.precision), flat) if self.fast else None
+        if fast is None and self.gradient_checkpointing:
+            enable_gradient_checkpointing(base)
+        if fast is None and flat:
+            assert_rows_isolated(base)
+        self.memory.fast = fast
+        self.policy = Policy(self.model, forward_of=base, fast=fast)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""
@@ -133,11 +172,14 @@ class FineTuner(LightningModule):
         missing = self.state_dict().keys() ^ checkpoint["state_dict"].keys()
         if missing:
             raise UsageError(f"the checkpoint holds other weights than this configuration trains, for example {min(missing)}.")
+        self.memory.restore(checkpoint.get("memory"))
 
     def configure_optimizers(self):
         """AdamW or another with LoRA+ groups; the schedule moves per optimizer step."""
         named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         optimizer = build_optimizer(named, self.optimizer, self.lora_plus_ratio)
+        if self.device.type == "cuda" and self.trainer.precision != "16-mixed":  # there the scaler must see the gradients before clipping
+            fuse(optimizer)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         self.group_options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -153,35 +195,115 @@ class FineTuner(LightningModule):
         for group, options in zip(scheduler.optimizer.param_groups, self.group_options, strict=True):
             group.update(options)
             group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        if self.device.type == "cuda":
+            self._settle_memory(scheduler.optimizer)
+        # A collection that walks all that was imported takes longer than a step
+        gc.collect()
+        gc.freeze()
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout depends on the place in training alone."""
-        assert batch.position is not None
-        seed_step(self.seed, *batch.position, self.global_rank)
+    def _settle_memory(self, optimizer: Optimizer) -> None:
+        step = self.data.heaviest_step()
+        file = Path(self.trainer.default_root_dir) / "memory.json"
+        self.memory.settle(file, step, (lambda: self._rehearse(step, optimizer)) if self.trainer.world_size == 1 else None)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Ask the objective; undo what Lightning (accumulation) and DDP (ranks) will divide by, as the loss is a share already."""
-        loss, _ = self.objective.loss(self.policy, batch)
-        self.parts.append(Part(loss.detach(), batch.rows))
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+    def _rehearse(self, step: Step, optimizer: Optimizer) -> None:
+        """What the step needs, its optimizer's moments included, and nothing left of it."""
+        missing = 0 if optimizer.state else 2 * sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
+        moments = torch.empty(missing, dtype=torch.uint8, device=self.device)
+        try:
+            self._accumulate(step)
+        finally:
+            del moments
+            self.parts = []
+            optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Lightning's turn comes after training_step, which has gradients by then."""
+
+    def training_step(self, step: Step, batch_idx: int) -> Tensor:
+        """All micro-batches of an optimizer step, forward and backward. With several ranks the last one's backward is Lightning's, in
+        which the ranks' gradients are added up; alone, what is returned has nothing behind it."""
+        optimizer = self.trainer.optimizers[0]
+        if self.trainer.world_size > 1:
+            optimizer.zero_grad()
+            return self._accumulate(step)
+        while True:
+            optimizer.zero_grad()
+            try:
+                return self._accumulate(step)
+            except torch.OutOfMemoryError as error:
+                problem = str(error)
+            optimizer.zero_grad()
+            self.memory.give_up_some(step, problem)
+
+    def _accumulate(self, step: Step) -> Tensor:
+        """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
+        self.parts = []
+        batches = step.batches(self.memory.most_tokens)
+        for number, batch in enumerate(batches, 1):
+            seed_step(self.seed, *step.position, number - 1, self.global_rank)  # dropout depends on the place in training alone
+            loss, _ = self.objective.loss(self.policy, batch.tensors().to(self.device, non_blocking=True))
+            self.parts.append(Part(loss.detach(), batch.rows))
+            loss = loss * self.trainer.world_size
+            if self.trainer.world_size > 1 and number == len(batches):
+                return loss
+            with torch.autocast(self.device.type, enabled=False):
+                self.trainer.strategy.backward(loss, None)
+        return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Once per optimizer step, right before it: the step's loss, the gradient's norm, and the stop if one is not finite."""
+        self.check_outcome()
         parts, self.parts = self.parts, []
-        total = torch.stack([part.loss for part in parts]).sum()
-        self.step_loss = float(self.trainer.strategy.reduce(total, reduce_op="sum"))
-        if not torch.isfinite(torch.tensor(self.step_loss)):
-            raise NonFiniteError(self._non_finite("loss", self.step_loss, parts))
+        loss = self.trainer.strategy.reduce(torch.stack([part.loss for part in parts]).sum(), reduce_op="sum")
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
-        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or float("inf")))
-        if not torch.isfinite(torch.tensor(self.grad_norm)) and self.trainer.precision != "16-mixed":  # there the scaler skips the step
-            raise NonFiniteError(self._non_finite("gradient norm", self.grad_norm, parts))
+        norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or float("inf"))
+        self.outcome = self.unchecked = Outcome(torch.stack([loss.float(), norm.float()]), parts, self.trainer.global_step + 1)
+        if optimizer.param_groups[0].get("fused"):
+            # The step is left out on the device if something is not finite; the host looks one step later, and does not wait.
+            optimizer.found_inf = 1.0 - torch.isfinite(self.outcome.values).all().float()
+            self.outcome.values = self.outcome.values.to("cpu", non_blocking=True)
+            self.outcome.ready = torch.cuda.Event()
+            self.outcome.ready.record()
+        else:
+            self.check_outcome()
 
-    def _non_finite(self, what: str, value: float, parts: list[Part]) -> str:
-        bad = [row for part in parts if not torch.isfinite(part.loss) for row in part.rows] or [row for part in parts for row in part.rows]
+    def check_outcome(self) -> None:
+        """Stop if the last step's loss or gradient is not finite."""
+        outcome, self.unchecked = self.unchecked, None
+        if outcome is None:
+            return
+        if not math.isfinite(outcome.loss):
+            raise NonFiniteError(self._non_finite("loss", outcome.loss, outcome))
+        if not math.isfinite(outcome.norm) and self.trainer.precision != "16-mixed":  # there the scaler skips the step
+            raise NonFiniteError(self._non_finite("gradient norm", outcome.norm, outcome))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Nothing of a step that was not taken; and the setting, whose micro-batches round in their own way."""
+        self.check_outcome()
+        checkpoint["memory"] = self.memory.state()
+
+    def on_train_end(self) -> None:
+        """The last step too."""
+        self.check_outcome()
+        gc.unfreeze()
+
+    @property
+    def step_loss(self) -> float:
+        """Of the last optimizer step. Waits for the device."""
+        return self.outcome.loss if self.outcome else float("nan")
+
+    @property
+    def grad_norm(self) -> float:
+        """Of the last optimizer step, before clipping."""
+        return self.outcome.norm if self.outcome else float("nan")
+
+    def _non_finite(self, what: str, value: float, outcome: "Outcome") -> str:
+        bad = [row for part in outcome.parts if not torch.isfinite(part.loss) for row in part.rows]
+        bad = bad or [row for part in outcome.parts for row in part.rows]
         places = ", ".join(self.data.train_rows.place(row) for row in bad[:8]) + (" ..." if len(bad) > 8 else "")
         return (
-            f"the {what} is {value} at step {self.trainer.global_step + 1}; the optimizer step was not taken.\n"
+            f"the {what} is {value} at step {outcome.step}; the optimizer step was not taken.\n"
             f"rows: {places or 'on another rank'}\n"
             "Look at these rows; a lower learning rate, a longer warm-up or bf16 instead of fp16 are the usual cures."
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from ltune.signatures import Class, module_file, read
+from ltune.signatures import Class, find, module_file, read
 
 PACKAGE = Path(__file__).parent
 
@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent
 LINKS = {
     "data.tokenizer": "model.tokenizer",
     "data.rows": "model.rows",
+    "data.accumulate": "trainer.accumulate_grad_batches",
     "data.seed": "seed_everything",
     "model.seed": "seed_everything",
 }
@@ -75,6 +76,30 @@ def section(name: str) -> dict[str, str]:
     return {option: NARROWER.get(f"{name}.{option}", annotation) for option, annotation in given.items()}
 
 
+@cache
+def everywhere() -> dict[str, list[str]]:
+    """Every option's own name -> where it stands, dotted: sections' own first, then those of the classes that can be chosen there."""
+    outer = [(name, name) for name in SINGLE if name not in ("config", "print_config", "help")]
+    outer += [(option, f"{name}.{option}") for name in SECTIONS for option in section(name)]
+    inner = [pair for name in SECTIONS for option, annotation in section(name).items() for pair in _inside(f"{name}.{option}", annotation)]
+    found: dict[str, list[str]] = {}
+    for option, path in [*outer, *inner, *((name, name) for name in SECTIONS)]:
+        found.setdefault(option, []).append(path)
+    return found
+
+
+def _inside(path: str, annotation: str) -> list[tuple[str, str]]:
+    """(name, dotted path) of the options of the classes that may stand here; the usual optimizer's for all optimizers."""
+    if wants_list(annotation):
+        return []
+    own = [(option, f"{path}.{option}") for option in fields_of(annotation)]
+    chosen = dict.fromkeys(option for choice in choices(annotation) for option in parameters_of(choice))
+    if "OptimizerCallable" in _names(annotation):
+        usual = find("torch.optim.AdamW")
+        chosen |= dict.fromkeys(option for option in (usual.parameters if usual else ()) if option != "params")
+    return own + [(option, f"{path}.init_args.{option}") for option in chosen]
+
+
 def parameters_of(name: str) -> dict[str, str]:
     """Constructor parameters, those of the nearest base that has some where the class has none."""
     known = classes().get(name)
@@ -86,9 +111,9 @@ def parameters_of(name: str) -> dict[str, str]:
 
 
 def choices(annotation: str) -> list[str]:
-    """Our classes that a value of this type may name: the subclasses of an abstract base."""
+    """Our classes that a value of this type may name: the subclasses of an abstract base, those left out that are abstract themselves."""
     bases = {name for name in _names(annotation) if name in classes()}
-    return sorted(name for name in classes() if _ancestors(name) & bases)
+    return sorted(name for name, known in classes().items() if not known.abstract and _ancestors(name) & bases)
 
 
 def published(annotation: str) -> dict[str, str]:
@@ -134,6 +159,11 @@ def accepts_null(annotation: str) -> bool:
 def wants_list(annotation: str) -> bool:
     """Whether nothing but a list will do."""
     return annotation.startswith("list[") and "|" not in annotation.rpartition("]")[2]
+
+
+def takes_list(annotation: str) -> bool:
+    """Whether a list is among what will do."""
+    return bool({"list", "Iterable", "Sequence", "Any"} & set(_names(annotation)))
 
 
 def allowed(annotation: str) -> set | None:

@@ -20,6 +20,7 @@ class Class:
     bases: tuple[str, ...]
     parameters: dict[str, str] = field(default_factory=dict)  # of the constructor: name -> annotation
     takes_more: bool = False  # **kwargs
+    abstract: bool = False  # it leaves methods to its subclasses
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,16 @@ def _origin(file: Path, node: ast.ImportFrom) -> str:
 
 def _class(node: ast.ClassDef) -> Class:
     bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
-    init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+    functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    abstract = any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for part in functions for mark in part.decorator_list)
+    init = next((part for part in functions if part.name == "__init__"), None)
     if init is not None:
         arguments = [*init.args.args[1:], *init.args.kwonlyargs]
-        return Class(node.name, bases, {argument.arg: _text(argument.annotation) for argument in arguments}, init.args.kwarg is not None)
+        parameters = {argument.arg: _text(argument.annotation) for argument in arguments}
+        return Class(node.name, bases, parameters, init.args.kwarg is not None, abstract)
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-    return Class(
-        node.name, bases, {ast.unparse(part.target): _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)}
-    )
+    parameters = {ast.unparse(part.target): _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)}
+    return Class(node.name, bases, parameters, abstract=abstract)
 
 
 def _text(annotation: ast.expr | None) -> str:

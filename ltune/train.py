@@ -144,7 +144,8 @@ class TrainCLI(LightningCLI):
             loggers = [JSONLines(run), *loggers]
             if not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
                 loggers.append(TensorBoard(str(run)))
-        kwargs |= {"logger": loggers or False, "plugins": plugins, "default_root_dir": str(run)}
+        # Lightning's batch is a whole step's rows, which the module divides; data.accumulate has the number
+        kwargs |= {"logger": loggers or False, "plugins": plugins, "default_root_dir": str(run), "accumulate_grad_batches": 1}
         return super().instantiate_trainer(**kwargs)
 
     # -- commands -------------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 import yaml
 
 from ltune import schema
-from ltune.configuration import check_file, check_value, entries, line_of, unknown
+from ltune.configuration import check_file, check_value, entries, line_of
 from ltune.errors import UsageError
+from ltune.suggestions import unknown
 
 _files: list[Path] = []  # the configuration files of this command, for ``explain``
 _options: list[tuple[str, str | None]] = []  # its options, likewise

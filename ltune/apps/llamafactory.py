@@ -18,9 +18,10 @@ from typing import Any
 
 from ltune.apps.llamafactory_model import method, one_adapter, sampling, weights
 from ltune.apps.settings import Settings
+from ltune.data.template_files import named, names
 
-TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 INFERENCE = {"auto": "bf16-true", "bfloat16": "bf16-true", "float16": "16-true", "float32": "32-true"}  # auto: as most weights are stored
+MIXES = {"concat": None, "interleave_under": "under", "interleave_over": "over", "interleave_once": "once"}
 TRAINING = {"stage", "do_train", "do_predict", "do_eval", "dataset", "eval_dataset", "output_dir"}
 
 
@@ -111,6 +112,7 @@ def data(settings: Settings) -> dict[str, Any]:
         for ours, key in (("max_rows", "max_samples"), ("processes", "preprocessing_num_workers"))
         if settings.given(key)
     }
+    part |= mixing(settings, len(part["datasets"]))
     held_out = settings.number("val_size", 0.0)
     part |= {"val_size": int(held_out) if held_out > 1 else held_out} if held_out else {}
     part |= {"val_datasets": settings.names("eval_dataset")} if settings.given("eval_dataset") else {}
@@ -124,14 +126,32 @@ def data(settings: Settings) -> dict[str, Any]:
     return part
 
 
+def mixing(settings: Settings, datasets: int) -> dict[str, Any]:
+    """How data sets are put together; one alone is not mixed with anything. Validation sets are taken whole here, whatever the mix."""
+    stop = settings.choice("mix_strategy", MIXES, "concat")
+    probabilities = settings.numbers("interleave_probs")
+    if stop is None or datasets < 2:
+        if probabilities and stop is None:
+            settings.lacks("interleave_probs", "it goes with mix_strategy: interleave_under, interleave_over or interleave_once")
+        return {}
+    if probabilities and len(probabilities) != datasets:
+        settings.lacks("interleave_probs", f"{len(probabilities)} for {datasets} data sets")
+    options = {"stop": stop} | ({"probabilities": probabilities} if probabilities else {})
+    return {"mix": {"class_path": "Interleave", "init_args": options}}
+
+
 def template(settings: Settings) -> dict[str, Any]:
-    """Template and system text. None given: the tokenizer's own, in LLaMA-Factory as here."""
-    name, known = settings.text("template"), sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-    if name is not None and name not in known:
-        settings.lacks("template", f"{name}: ltune has {', '.join(known)}; or data.template: null for the tokenizer's own")
-    if not settings.flag("enable_thinking", True) and name not in known:
-        settings.lacks("enable_thinking", "false: ltune has no template with a thinking part")
-    part = {"template": name} if name in known else {}
+    """Template, system text, reasoning. None given: the tokenizer's own, in LLaMA-Factory as here."""
+    name = settings.text("template")
+    known = name if name in names() else None
+    if name is not None and known is None:
+        settings.lacks("template", f"{name}: no such template here; `ltune templates` lists them, null is the tokenizer's own")
+    thinks = known is not None and bool(named(known).facts.thinking)
+    if not settings.flag("enable_thinking", True) and (thinks or known is None):
+        settings.lacks("enable_thinking", "false: ltune does not move a sign of no thinking into the prompt")
+    part = {"template": known} if known else {}
+    if thinks and settings.flag("mask_history"):
+        part["reasoning"] = "drop_history"
     return part | ({"system": settings.text("default_system")} if settings.given("default_system") else {})
 
 

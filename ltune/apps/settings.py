@@ -67,6 +67,13 @@ class Settings:
         parts = value if isinstance(value, list) else ([] if value is None else str(value).split(","))
         return [str(part).strip() for part in parts if str(part).strip()]
 
+    def numbers(self, key: str) -> list[float]:
+        """A list of numbers, or numbers separated by commas; empty where there is none."""
+        try:
+            return [float(name) for name in self.names(key)]
+        except ValueError:
+            raise self._wrong(key, "numbers, separated by commas", self.get(key)) from None
+
     def flag(self, key: str, default: bool = False) -> bool:
         """true or false."""
         value = self.get(key)

@@ -4,18 +4,23 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from ltune.data.collate import Batch, Step
 from ltune.data.encode import Encoder
+from ltune.data.mixing import Concatenate, Mix
+from ltune.data.packing import pack
 from ltune.data.prepared import Prepared, prepare
 from ltune.data.prompts import Prompts
+from ltune.data.read import BadRows
 from ltune.data.report import show_row, write_report
-from ltune.data.rows import Chat, Row
-from ltune.data.sampler import InOrder, WindowSampler
+from ltune.data.rows import Chat, Row, Text
+from ltune.data.sampler import InOrder, WindowSampler, epoch_order
 from ltune.data.sources import Dataset
-from ltune.data.split import MicroBatches, Split, split
+from ltune.data.split import Batches, Split, by_dataset, mixed, short_names, split
 from ltune.data.templates import load_template
 from ltune.errors import UsageError
 
@@ -26,23 +31,33 @@ class ChatData(LightningDataModule):
     """Rows for training, validation, test and prediction.
 
     Args:
-        datasets: What to train on, in this order: names in dataset_info.json, files, folders, "quickstart" or hub ids.
+        datasets: What to train on, in this order: names in dataset_info.json, files, globs, folders, "quickstart" or hub ids; or with
+            options of their own, as {name: ..., max_rows: ..., weight: ..., format: ..., columns: ...}.
         folder: Folder that holds dataset_info.json and the files it names.
-        template: Named chat template or a .jinja file; null: the tokenizer's own.
+        template: Named chat template (``ltune templates`` lists them) or a .jinja file; null: the tokenizer's own.
         system: System text for conversations that have none; null: the template's default.
+        reasoning: What becomes of an answer's reasoning. keep: it is trained; drop_history: left out before the last question, and answers
+            that had some there are not trained; mask: written but not trained; drop: left out everywhere.
         max_length: Longest row in tokens.
-        truncation: For longer rows. left: oldest turns go first, then the prompt's beginning, never the answer; drop: the row goes;
-            llamafactory: both sides share the budget, cut at the right.
+        control_tokens: What becomes of control tokens that a row's text spells. encode: plain text; error: the row is refused; allow:
+            control tokens. The report counts them.
+        truncation: For longer rows. left: oldest turns go first, then the prompt's beginning, never the system text or the answer; drop:
+            the row goes; error: it is refused; split: it becomes several, of whole turns, each with the system text; llamafactory: both
+            sides share the budget, cut at the right.
         train_on: assistant: every answer; last: the last answer; all: prompts too.
         max_rows: First rows taken of each data set; null: all.
+        mix: How the data sets are put together: Concatenate; Interleave (stop: under, over or once; probabilities).
+        bad_rows: error: a row that is malformed or fits no format ends the command; skip: it is counted, listed and left out.
         val_size: Rows (1 or more) or share (below 1) of ``datasets`` held out for validation.
-        val_datasets: Data sets for validation, instead of val_size.
+        val_datasets: Data sets for validation, instead of val_size; of several, each has metrics of its own too.
         test_datasets: Data sets for ``ltune test`` and ``ltune predict``; empty: predict takes ``datasets``.
-        batch_size: Rows in a micro-batch on one device.
+        batch_size: Rows in a micro-batch on one device; trainer.accumulate_grad_batches of them make a step, however memory divides it.
+        tokens_per_batch: Instead of so many rows, as many as fit into this many tokens; null: batch_size rows.
         layout: flat: rows laid end to end without padding; padded: one row a line.
         processes: For tokenising; null: by the number of rows.
         workers: For loading batches; 0: in the training process.
         cache: Folder for tokenised rows; null: $XDG_CACHE_HOME/ltune/data.
+        accumulate: Linked to trainer.accumulate_grad_batches.
         seed: Linked to seed_everything.
         tokenizer: Linked to the model's.
         rows: Linked to the objective's kind of rows.
@@ -54,18 +69,24 @@ class ChatData(LightningDataModule):
         folder: str = "data",
         template: str | None = None,
         system: str | None = None,
+        reasoning: Literal["keep", "drop_history", "mask", "drop"] = "keep",
         max_length: int = 2048,
-        truncation: Literal["left", "drop", "llamafactory"] = "left",
+        control_tokens: Literal["encode", "error", "allow"] = "encode",
+        truncation: Literal["left", "drop", "error", "split", "llamafactory"] = "left",
         train_on: Literal["assistant", "last", "all"] = "assistant",
         max_rows: int | None = None,
+        mix: Mix = Concatenate(),  # noqa: B008 (stateless; jsonargparse shows it)
+        bad_rows: BadRows = "error",
         val_size: int | float = 0,
         val_datasets: list[str | Dataset] = [],  # noqa: B006
         test_datasets: list[str | Dataset] = [],  # noqa: B006
         batch_size: int = 2,
+        tokens_per_batch: int | None = None,
         layout: Literal["flat", "padded"] = "flat",
         processes: int | None = None,
         workers: int = 0,
         cache: str | None = None,
+        accumulate: int = 1,
         seed: int = 42,
         tokenizer: Any = None,
         rows: type[Row] = Chat,
@@ -74,10 +95,12 @@ class ChatData(LightningDataModule):
         self.datasets, self.val_datasets, self.test_datasets = datasets, val_datasets, test_datasets
         self.folder, self.cache, self.processes = folder, cache, processes
         self.max_rows, self.val_size = max_rows, val_size
-        self.batch_size, self.layout, self.workers = batch_size, layout, workers
+        self.mix, self.bad_rows = mix, bad_rows
+        self.batch_size, self.tokens_per_batch, self.accumulate = batch_size, tokens_per_batch, accumulate
+        self.layout, self.workers = layout, workers
         self.seed, self.tokenizer, self.rows = seed, tokenizer, rows
-        self.template = load_template(template, tokenizer) if issubclass(rows, Chat) else None
-        self.encoder = Encoder(self.template, tokenizer, max_length=max_length, truncation=truncation, train_on=train_on, system=system)
+        self.template = None if issubclass(rows, Text) else load_template(template, tokenizer, reasoning)
+        self.encoder = Encoder(self.template, tokenizer, max_length, truncation, train_on, system, control_tokens)
         self.prepared: dict[str, Prepared] = {}  # of train, val, test, as far as asked for
         self.resumed_at = (0, 0)  # (epoch, window) that training goes on with
         self._trained_up_to: tuple[int, int] | None = None
@@ -121,14 +144,33 @@ class ChatData(LightningDataModule):
     def _prepare(self, datasets: list[str | Dataset], key: str) -> Prepared:
         if not datasets:
             raise UsageError(f"data.{key} is empty: nothing to work on.\nName data sets, for example  --data.{key}+=path/to/rows.jsonl")
+        if key != "datasets" and any(isinstance(dataset, Dataset) and dataset.weight != 1 for dataset in datasets):
+            raise UsageError(f"data.{key}: weights are for training; here each row counts once.\nRemove them.")
         return prepare(
-            datasets, self.folder, rows=self.rows, encoder=self.encoder, max_rows=self.max_rows, processes=self.processes, cache=self.cache
+            datasets,
+            self.folder,
+            rows=self.rows,
+            encoder=self.encoder,
+            max_rows=self.max_rows,
+            processes=self.processes,
+            cache=self.cache,
+            bad_rows=self.bad_rows,
         )
 
     def _split(self, everything: Prepared) -> tuple[Split, Split | None]:
-        if self.val_datasets:
-            return Split.whole(everything), self._validation_rows()
-        return split(everything, self.val_size, self.seed)
+        train, val = split(everything, 0 if self.val_datasets else self.val_size, self.seed)
+        weights = [dataset.weight if isinstance(dataset, Dataset) else 1.0 for dataset in self.datasets]
+        return mixed(train, self.mix, weights, self.seed), self._validation_rows() if self.val_datasets else val
+
+    @property
+    def val_names(self) -> list[str]:
+        """The names of ``val_datasets``, in the order of their loaders."""
+        return short_names(list(by_dataset(self.val_rows))) if self.val_datasets and self.val_rows is not None else []
+
+    @property
+    def test_names(self) -> list[str]:
+        """The names of ``test_datasets``, in the order of their loaders."""
+        return short_names(list(by_dataset(self.test_rows)))
 
     @property
     def sources(self) -> list[dict]:
@@ -143,31 +185,55 @@ class ChatData(LightningDataModule):
     # -- batches ------------------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches in the order that is a function of seed and epoch, from where a resumed run goes on."""
-        return self._loader(self.train_rows, self._window_sampler())
+        """Steps in the order that is a function of seed and epoch, from where a resumed run goes on."""
+        return self._loader(self.train_rows, self.window_sampler())
 
-    def _window_sampler(self) -> WindowSampler:
+    def window_sampler(self) -> WindowSampler:
+        """Which rows this rank trains on in which step."""
         return WindowSampler(
             self.train_rows.trained,
             seed=self.seed,
             batch_size=self.batch_size,
-            accumulate=self._trainer.accumulate_grad_batches,
+            accumulate=self.accumulate,
             rank=self._trainer.global_rank,
             world_size=self._trainer.world_size,
             start=self.resumed_at,
+            micro_batches=self._packed(),
         )
 
-    def val_dataloader(self) -> DataLoader | list:
-        """The held-out rows in file order."""
-        return self._in_order(self.val_rows) if self.val_rows is not None else []
+    def _packed(self) -> list[tuple[int, ...]] | None:
+        """The micro-batches of ``tokens_per_batch``; packed once, so that every epoch has as many steps."""
+        if self.tokens_per_batch is None:
+            return None
+        lengths = np.asarray(self.train_rows.prepared.lengths)[self.train_rows.indices]
+        return pack(lengths, epoch_order(len(lengths), self.seed, 0), self.tokens_per_batch)
 
-    def test_dataloader(self) -> DataLoader:
-        """The test rows in file order."""
-        return self._in_order(self.test_rows)
+    def heaviest_step(self) -> Step:
+        """The step of the first epoch whose micro-batches have the most tokens: where it fits, all others do."""
+        sampler = self.window_sampler()
+        lengths = np.asarray(self.train_rows.prepared.lengths)[self.train_rows.indices]
+        windows = [sampler._deal(batches, (0, 0)) for batches in _chunks(sampler.micro_batches(0), self.accumulate * sampler.world_size)]
+        window = max(windows, key=lambda one: sum(int(lengths[list(rows)].sum()) for rows in one.micro_batches))
+        batches = Batches(self.train_rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
+        return batches[window]  # type: ignore[return-value]  # a window gives a step
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The held-out rows, or those of each of ``val_datasets`` in a loader of its own; in file order."""
+        if self.val_rows is None:
+            return []
+        return self._loaders(self.val_rows) if self.val_datasets else self._in_order(self.val_rows)
+
+    def test_dataloader(self) -> DataLoader | list:
+        """The test rows, those of each data set in a loader of its own; in file order."""
+        return self._loaders(self.test_rows)
+
+    def _loaders(self, rows: Split) -> DataLoader | list:
+        loaders = [self._in_order(part) for part in by_dataset(rows).values()]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> DataLoader:
         """Prompts of the test data sets (or of ``datasets``), each up to its last answer."""
-        prompts = Prompts.read(self.test_datasets or self.datasets, self.folder, self.rows, self.encoder, self.max_rows)
+        prompts = Prompts.read(self.test_datasets or self.datasets, self.folder, self.rows, self.encoder, self.max_rows, self.bad_rows)
         mine = prompts.of_rank(self._trainer.global_rank, self._trainer.world_size)
         return DataLoader(mine, batch_size=self.batch_size, collate_fn=list)
 
@@ -176,18 +242,16 @@ class ChatData(LightningDataModule):
         return self._loader(rows, InOrder(rows.trained, batch_size=self.batch_size, rank=rank, world_size=world_size))
 
     def _loader(self, rows: Split, sampler) -> DataLoader:
-        batches = MicroBatches(rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
+        batches = Batches(rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
         # A generator of its own: without one, each new iteration draws from the global random numbers.
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(batches, sampler=sampler, batch_size=None, collate_fn=_unchanged, num_workers=self.workers, generator=generator)
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int):
-        """Arrays become tensors here, in the training process; and this is the batch that is trained on next."""
-        if isinstance(batch, list):
-            return batch
-        if batch.position is not None:
-            self._trained_up_to = batch.position[:2]
-        return batch.tensors()
+        """Arrays become tensors here, in the training process; and this is the step that is trained next."""
+        if isinstance(batch, Step):
+            self._trained_up_to = batch.position
+        return batch.tensors() if isinstance(batch, Batch) else batch
 
     # -- resume -------------------------------------------------------------------------------------------------------------------
 
@@ -206,9 +270,12 @@ class ChatData(LightningDataModule):
     def _windows(self) -> int:
         """Optimizer steps in an epoch, with trainer.limit_train_batches counted in."""
         limit = self._trainer.limit_train_batches
-        whole = len(self._window_sampler())
-        taken = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-        return -(-taken // self._trainer.accumulate_grad_batches)
+        whole = len(self.window_sampler())
+        return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+
+
+def _chunks(items: list, size: int) -> list[list]:
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]
 
 
 def _unchanged(batch):

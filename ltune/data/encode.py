@@ -1,22 +1,29 @@
-"""A row to tokens and labels.
+"""Rows to tokens and labels: the top of what pieces.py (text to ids), rounds.py, truncation.py (rows too long) and pairs.py do."""
 
-Every piece of a rendered conversation (prompt, answer, prompt ...) is tokenised apart. Text in a row never becomes a control token:
-a row that spells one is rendered with a stand-in for it.
-"""
-
-from dataclasses import dataclass, replace
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from ltune.data import pairs
 from ltune.data import truncation as cut
-from ltune.data.rows import IGNORE, Chat, Message, Row, Sequence, Text
-from ltune.data.templates import Segment, Template
+from ltune.data.pieces import ControlTokens, Conversation, PieceMaker, Pieces
+from ltune.data.rounds import Shortener, fitting
+from ltune.data.rows import IGNORE, Chat, Message, Pair, Rated, Row, Sequence, Text
+from ltune.data.templates import Template
 from ltune.data.tokens import Tokens
 from ltune.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Piece = tuple[list[int], bool]  # ids; trained
+TrainOn = Literal["assistant", "last", "all"]
+Made = list[tuple[Pieces, Counter[str]]]
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,14 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row in tokens: one sequence, or several where a long text was divided."""
+    """A row in tokens: one sequence; two of a pair (the chosen answer first); several where a long row was divided."""
 
     sequences: list[Sequence]
     truncated: bool  # something was cut off
-    control_tokens: bool  # its text spells control tokens
+    control_tokens: dict[str, int] = field(default_factory=dict)  # that its text spells, and how often
+    empty_answer: bool = False  # an answer that is trained has no text: only its end token is learned
+    end_token_cut: int = 0  # trained answers that lost their end token; only llamafactory does that
+    split: bool = False  # a long conversation that became several rows
 
 
 class Encoder:
@@ -42,9 +52,12 @@ class Encoder:
         template: For conversations; None where the rows are plain text.
         tokenizer: The model's.
         max_length: Longest sequence in tokens.
-        truncation: left, drop or llamafactory; see truncation.py.
-        train_on: assistant: every answer with its end token; last: the last one; all: prompts too.
+        truncation: left, drop, error, split or llamafactory; see rounds.py and truncation.py.
+        train_on: assistant: every answer with its end token; last: the last one; all: prompts too. Of pairs and rated rows it is
+            always the last one.
         system: System text for conversations without one; None: the template's default.
+        control_tokens: What becomes of control tokens that a row's text spells. encode: plain text; error: the row is refused;
+            allow: control tokens.
     """
 
     def __init__(
@@ -53,145 +66,199 @@ class Encoder:
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
         truncation: cut.Policy = "left",
-        train_on: Literal["assistant", "last", "all"] = "assistant",
+        train_on: TrainOn = "assistant",
         system: str | None = None,
+        control_tokens: ControlTokens = "encode",
     ) -> None:
         if max_length < 2:
             raise UsageError(f"data.max_length: {max_length} leaves nothing to train on; it must be 2 or more.")
         self.template, self.max_length, self.truncation, self.train_on, self.system = template, max_length, truncation, train_on, system
+        self.control_tokens = control_tokens
         self.tokens = Tokens(tokenizer)
-        self._scaffold: dict[tuple, list[str]] = {}  # of a sequence of roles: the control tokens that the template itself writes
+        self.maker = PieceMaker(template, self.tokens, control_tokens)
+        self.shortener = Shortener(self.maker, max_length)
 
     def settings(self) -> dict[str, Any]:
         """All that the ids depend on, besides the rows."""
         tokens = self.tokens
-        known = {name: value for name, value in vars(self).items() if name in ("max_length", "truncation", "train_on", "system")}
-        template = (self.template.source, self.template.tokens) if self.template else None
-        return known | {"template": template, "tokenizer": tokens.json, "ends": (tokens.bos_id, tokens.eos_id, tokens.adds_bos)}
+        names = ("max_length", "truncation", "train_on", "system", "control_tokens")
+        template = (self.template.source, self.template.tokens, self.template.reasoning) if self.template else None
+        ends = (tokens.bos_id, tokens.eos_id, tokens.adds_bos)
+        return {name: getattr(self, name) for name in names} | {"template": template, "tokenizer": tokens.json, "ends": ends}
 
     def encode(self, row: Row) -> list[Sequence] | Dropped:
-        """One sequence; several for a text longer than ``max_length``.
+        """The row's sequences.
 
         Raises:
-            UsageError: The template refuses the row.
+            UsageError: The template refuses the row, or the settings do.
         """
         encoded = self.process(row)
         return encoded if isinstance(encoded, Dropped) else encoded.sequences
 
     def process(self, row: Row) -> Encoded | Dropped:
         """The same as ``encode`` with what is to be reported."""
-        try:
-            if isinstance(row, Text):
-                return self._text(row)
-            assert isinstance(row, Chat), row
-            return self._chat(row)
-        except UsageError as error:
-            raise UsageError(f"{row.place}: {error}") from error
+        (encoded,) = self.process_batch([row])
+        return encoded
+
+    def process_batch(self, rows: Items[Row]) -> list[Encoded | Dropped]:
+        """What becomes of each row; the same as ``process`` of each, and far faster for hundreds at once.
+
+        Raises:
+            UsageError: The template refuses a row, or the settings do; then nothing is said of the others.
+        """
+        with _no_collection():
+            asked = [self._asked(row) for row in rows]
+            made = self.maker.pieces([one for several in asked for one in several])
+            outcomes, begin = [], 0
+            for row, several in zip(rows, asked, strict=True):
+                outcomes.append(self._outcome(row, several, made[begin : begin + len(several)]))
+                begin += len(several)
+            return outcomes
 
     def prompt(self, row: Chat) -> tuple[list[int], str | None]:
         """Ids up to where the last answer begins, never cut, and that answer's text; None where the conversation ends with the user."""
         *before, last = row.messages
         asked, label = (before, last.content) if last.role == "assistant" else ([*before, last], None)
-        try:
-            pieces, _ = self._pieces(self._with_system(tuple(asked)), add_generation_prompt=True)
-        except UsageError as error:
-            raise UsageError(f"{row.place}: {error}") from error
-        return [id for ids, _ in pieces for id in ids], label
+        conversation = Conversation(row.place, self._with_system(tuple(asked)), row.tools, add_generation_prompt=True)
+        ((pieces, _),) = self.maker.pieces([conversation])
+        return pieces.ids.tolist(), label
 
     # -- steps --------------------------------------------------------------------------------------------------------------------
 
-    def _chat(self, row: Chat) -> Encoded | Dropped:
-        pieces, spelled = self._pieces(self._with_system(row.messages))
-        turns, tail = _turns(pieces)
-        if not turns:
-            return Dropped("no trained token")
-        if (kept := self._fit(turns)) is None:
-            return Dropped(
-                f"longer than {self.max_length} tokens"
-                if self.truncation == "drop"
-                else f"the answer does not fit in {self.max_length} tokens"
-            )
-        truncated = cut.length(kept) < cut.length(turns)
-        if truncated or cut.length(kept) + len(tail) > self.max_length:
-            tail = []
-        sequence = self._label(kept, tail)
-        if all(label == IGNORE for label in sequence.labels):
-            return Dropped("no trained token")
-        return Encoded([sequence], truncated, spelled)
+    def _asked(self, row: Row) -> list[Conversation] | list[Text]:
+        if isinstance(row, Text):
+            return [row]
+        if isinstance(row, Chat):
+            return [Conversation(row.place, self._with_system(row.messages), row.tools)]
+        assert isinstance(row, Pair | Rated), row
+        return [Conversation(row.place, self._with_system(messages), row.tools) for messages in pairs.completions(row)]
 
     def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if not self.system or (messages and messages[0].role == "system"):
             return messages
         return (Message("system", self.system), *messages)
 
-    def _pieces(self, messages: tuple[Message, ...], add_generation_prompt: bool = False) -> tuple[list[Piece], bool]:
-        """Ids of the rendered conversation's segments, and whether its text spells control tokens."""
-        assert self.template is not None
-        segments = self.template.render(messages, add_generation_prompt)
-        if self._as_written(segments, messages, add_generation_prompt):
-            ids = self.tokens.encode([segment.text for segment in segments])
-            return [(piece, segment.trained) for piece, segment in zip(ids, segments, strict=True)], False
-        contents = [message.content for message in messages]
-        start = self.tokens.free_range([*contents, self.template.source])
-        shielded = [replace(message, content=self.tokens.shield(message.content, start)) for message in messages]
-        segments = self.template.render(shielded, add_generation_prompt)
-        pieces = [(self.tokens.encode_shielded(segment.text, start), segment.trained) for segment in segments]
-        return pieces, any(self.tokens.spelled.search(content) for content in contents)
+    def _outcome(self, row: Row, asked: list, made: Made) -> Encoded | Dropped:
+        if isinstance(row, Text):
+            return self._text(*made[0])
+        if isinstance(row, Chat):
+            return self._chat(asked[0], *made[0])
+        return self._answers(asked, made)
 
-    def _as_written(self, segments: list[Segment], messages: tuple[Message, ...], add_generation_prompt: bool) -> bool:
-        """Whether the control tokens in the rendered text are those that the template writes around any text."""
-        assert self.template is not None
-        key = (*(message.role for message in messages), add_generation_prompt)
-        if key not in self._scaffold:
-            plain = self.template.render([Message(message.role, "x") for message in messages], add_generation_prompt)
-            self._scaffold[key] = self.tokens.spelled.findall("".join(segment.text for segment in plain))
-        return self.tokens.spelled.findall("".join(segment.text for segment in segments)) == self._scaffold[key]
-
-    def _fit(self, turns: list[cut.Turn]) -> list[cut.Turn] | None:
-        if self.truncation == "llamafactory":
-            return cut.llamafactory(turns, self.max_length, last_first=self.train_on == "last")
-        if self.truncation == "drop":
-            return turns if cut.length(turns) <= self.max_length else None
-        return cut.left(turns, self.max_length, self.tokens.bos_id)
-
-    def _label(self, turns: list[cut.Turn], tail: list[int]) -> Sequence:
-        input_ids: list[int] = []
-        labels: list[int] = []
-        for number, (prompt, answer) in enumerate(turns, 1):
-            trained = self.train_on != "last" or number == len(turns)
-            input_ids += prompt + answer
-            labels += prompt if self.train_on == "all" else [IGNORE] * len(prompt)
-            labels += answer if trained else [IGNORE] * len(answer)
-        labels += tail if self.train_on == "all" else [IGNORE] * len(tail)
-        return _sequence(input_ids + tail, labels)
-
-    def _text(self, row: Text) -> Encoded | Dropped:
-        tokens = self.tokens
-        if spelled := tokens.spelled.search(row.text) is not None:
-            start = tokens.free_range([row.text])
-            ids = tokens.encode_shielded(tokens.shield(row.text, start), start)
+    def _chat(self, asked: Conversation, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
+        if not any(pieces.trained):
+            return Dropped("no trained token")
+        only_last, cut_off, ends_cut, tokens = self.train_on == "last", False, 0, len(pieces.ids)
+        if (whole := fitting(pieces, self.max_length)) is not None:
+            kept = [whole]
+        elif self.truncation == "llamafactory":
+            turns = pieces.turns()
+            shorter = cut.llamafactory(turns, self.max_length, last_first=only_last)
+            ends_cut, cut_off = cut.ends_cut(turns, shorter, only_last), True
+            kept = [Pieces.of(shorter)]
+        elif self.truncation == "split" and not only_last:
+            kept, cut_off = self.shortener.split(asked, tokens)
         else:
-            (ids,) = tokens.encode([row.text])
-        ids = ([tokens.bos_id] if tokens.adds_bos and tokens.bos_id is not None else []) + ids + [tokens.eos_id]
-        blocks = [ids[begin : begin + self.max_length] for begin in range(0, len(ids), self.max_length)]
-        sequences = [_sequence(block, list(block)) for block in blocks if len(block) > 1]  # a single token has none before it
+            left, cut_off = self._shorten(asked, tokens), True
+            kept = [] if left is None else [left]
+        sequences = [sequence for part in kept if (sequence := _label(part, self.train_on)) is not None]
+        if not sequences:
+            return self._nothing_left(bool(kept))
+        return Encoded(sequences, cut_off, spelled, _empty(asked.messages, only_last), ends_cut, split=len(kept) > 1)
+
+    def _answers(self, asked: list[Conversation], made: Made) -> Encoded | Dropped:
+        """Of a pair or a rated row."""
+        found = [answer for pieces, _ in made if (answer := pairs.Answer.of(pieces)) is not None]
+        if len(found) < len(made):
+            return Dropped("no trained token")
+        longest = max(range(len(found)), key=lambda number: len(found[number].answer))
+        answers, cut_off, ends_cut = pairs.whole(found, self.max_length), False, 0
+        if answers is None:
+            cut_off = True
+            if self.truncation == "llamafactory":
+                answers = pairs.llamafactory(found, self.max_length)
+                ends_cut = sum(len(short.answer) < len(one.answer) for short, one in zip(answers, found, strict=True))
+            elif (left := self._shorten(asked[longest], len(made[longest][0].ids))) is not None:
+                shorter = pairs.Answer.of(left)
+                assert shorter is not None, "an answer is never cut off without its prompt"
+                answers = pairs.with_prompt(found, shorter.prompt)
+        labelled = [_label(answer.pieces(), "last") for answer in answers or []]
+        sequences = [sequence for sequence in labelled if sequence is not None]
+        if not sequences or len(sequences) < len(labelled):
+            return self._nothing_left(bool(labelled))
+        spelled = made[0][1]
+        for _, more in made[1:]:
+            spelled = spelled | more  # what they share is in the prompt
+        empty = any(_empty(one.messages, only_last=True) for one in asked)
+        return Encoded(sequences, cut_off, spelled, empty, ends_cut)
+
+    def _shorten(self, asked: Conversation, tokens: int) -> Pieces | None:
+        if self.truncation == "error":
+            raise UsageError(
+                f"{asked.place}: {tokens} tokens, and data.max_length is {self.max_length}; data.truncation is error.\n"
+                "Raise data.max_length, shorten the row, or choose  --data.truncation left  (or drop, or split)."
+            )
+        return None if self.truncation == "drop" else self.shortener.left(asked, tokens)
+
+    def _nothing_left(self, something_fits: bool) -> Dropped:
+        if something_fits:
+            return Dropped("no trained token")
+        if self.truncation == "drop":
+            return Dropped(f"longer than {self.max_length} tokens")
+        return Dropped(f"the answer does not fit in {self.max_length} tokens")
+
+    def _text(self, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
+        tokens = self.tokens
+        begin = [tokens.bos_id] if tokens.adds_bos and tokens.bos_id is not None else []
+        ids = np.concatenate([np.array(begin, np.int32), pieces.ids, np.array([tokens.eos_id], np.int32)])
+        blocks = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
+        sequences = [_sequence(block, block.copy()) for block in blocks if len(block) > 1]  # a single token has none before it
         return Encoded(sequences, False, spelled) if sequences else Dropped("no trained token")
 
 
-def _sequence(input_ids: list[int], labels: list[int]) -> Sequence:
-    return Sequence(input_ids, [IGNORE, *labels[1:]])
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of objects are made here, and no cycles; for them the collector would go through all of torch's objects again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
-def _turns(pieces: list[Piece]) -> tuple[list[cut.Turn], list[int]]:
-    """(prompt, answer) pairs, and what the template writes after the last answer."""
-    turns: list[cut.Turn] = []
-    prompt: list[int] = []
-    for ids, trained in pieces:
-        if not trained:
-            prompt = prompt + ids
-        elif prompt or not turns:
-            turns.append((prompt, ids))
-            prompt = []
-        else:  # two marked stretches side by side are one answer
-            turns[-1] = (turns[-1][0], turns[-1][1] + ids)
-    return turns, prompt
+def _label(pieces: Pieces, train_on: TrainOn) -> Sequence | None:
+    """None if no token would be trained."""
+    if train_on == "all":
+        return _sequence(pieces.ids, pieces.ids.copy()) if len(pieces.ids) > 1 else None
+    labels = np.full(len(pieces.ids), IGNORE, np.int32)
+    first = 0  # piece that is trained
+    if train_on == "last":
+        first = len(pieces.without_tail().trained)
+        while first and pieces.trained[first - 1]:
+            first -= 1
+    begin, count = 0, 0
+    for number, (length, trained) in enumerate(zip(pieces.lengths, pieces.trained, strict=True)):
+        end = begin + length
+        if trained and number >= first:
+            labels[begin:end] = pieces.ids[begin:end]
+            count += length if begin else length - 1  # nothing stands before the first token
+        begin = end
+    return _sequence(pieces.ids, labels) if count > 0 else None
+
+
+def _sequence(input_ids: np.ndarray, labels: np.ndarray) -> Sequence:
+    labels[0] = IGNORE
+    return Sequence(input_ids, labels)
+
+
+def _empty(messages: tuple[Message, ...], only_last: bool) -> bool:
+    """Whether an answer that is trained says nothing at all."""
+    for message in reversed(messages):
+        if message.role == "assistant":
+            if (not message.content or message.content.isspace()) and not message.reasoning and not message.tool_calls:
+                return True
+            if only_last:
+                return False
+    return False

@@ -1,6 +1,7 @@
 """Rows tokenised once, kept on disk under a key of our own (contents and settings), and read through memory maps.
 
-A folder in the cache appears whole or not at all: it is written beside, under a hidden name, and renamed.
+A folder in the cache appears whole or not at all: it is written beside, under a hidden name, and renamed. Nothing here grows with the
+number of rows but eight bytes for each (``Tally``, to find duplicates): a million rows take as much memory as a thousand.
 """
 
 import hashlib
@@ -11,23 +12,37 @@ import re
 import shutil
 import socket
 import tempfile
-from array import array
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from ltune.data.encode import Dropped, Encoder
-from ltune.data.processes import Outcome, Part, encode_rows
+from ltune.data.chunks import Made, Part
+from ltune.data.contents import content_hash
+from ltune.data.encode import Encoder
+from ltune.data.processes import encode_rows
+from ltune.data.read import BadRows, place_prefixes
 from ltune.data.report import Tally, data_report, write_report
-from ltune.data.rows import IGNORE, Row, Sequence
-from ltune.data.sources import Dataset, place_prefix, resolve, sha256
+from ltune.data.rows import Row, Sequence
+from ltune.data.sources import Dataset, resolve
 from ltune.errors import ResourceError, UsageError
 
-FORMAT = 1  # of what is stored; to be raised when the same settings give other contents
+FORMAT = 2  # of what is stored; to be raised when the same settings give other contents
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
+
+KINDS: dict[str, tuple] = {  # of the arrays: their numbers, and how many in a row
+    "input_ids": ("<i4",),
+    "labels": ("<i4",),
+    "offsets": ("<i8",),  # (rows + 1,): where each row's tokens begin
+    "lengths": ("<i8",),
+    "trained": ("<i8",),
+    "origins": ("<i8", 2),  # number of the place's prefix, and what stands behind it
+}
+ARRAYS = tuple(KINDS)
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +57,18 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.key = folder.name
+        # As plain arrays: cutting a row out of a memmap takes ten times as long
+        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
         self._input_ids, self._labels, self._offsets, self._origins = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("input_ids", "labels", "offsets", "origins")
+            arrays[name] for name in ("input_ids", "labels", "offsets", "origins")
         )
-        self.trained = np.load(folder / "trained.npy")  # (rows,) int64: trained tokens
-        self.lengths = np.diff(self._offsets)  # (rows,) int64: tokens
+        self.lengths = arrays["lengths"]  # (rows,) int64: tokens
+        self.trained = arrays["trained"]  # (rows,) int64: trained tokens
         stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         self._prefixes: list[str] = stored.pop("places")
         self.report: dict[str, Any] = stored
-        if not len(self._input_ids) == len(self._labels) == self._offsets[-1]:
+        rows = {len(self.lengths), len(self.trained), len(self._origins), len(self._offsets) - 1}
+        if len(rows) > 1 or not len(self._input_ids) == len(self._labels) == self._offsets[-1]:
             raise ValueError(f"{folder}: the arrays do not fit together")
 
     def __len__(self) -> int:
@@ -81,6 +99,7 @@ def prepare(
     max_rows: int | None = None,
     processes: int | None = None,
     cache: str | Path | None = None,
+    bad_rows: BadRows = "error",
 ) -> Prepared:
     """Tokenise the data sets, one after the other, or find them tokenised.
 
@@ -92,6 +111,7 @@ def prepare(
         max_rows: First rows taken of each data set that does not say itself.
         processes: None: one for few rows, else as many as cores.
         cache: Folder; None: $XDG_CACHE_HOME/ltune/data.
+        bad_rows: error: the first bad row is refused; skip: such rows are counted and left out.
 
     Raises:
         UsageError: Nothing to train on, or anything wrong with a data set or a row.
@@ -100,29 +120,41 @@ def prepare(
         raise UsageError(f"data.max_rows: {max_rows}; it must be 1 or more, or null for all.")
     sources = [resolve(dataset, folder) for dataset in datasets]
     parts = [Part(source, max_rows if source.max_rows is None else source.max_rows) for source in sources]
-    files = [{"name": part.source.name, "path": str(file), "sha256": sha256(file)} for part in parts for file in part.source.files]
-    cache = Path(cache).expanduser() if cache else _default_cache()
-    target = cache / _key(parts, files, rows, encoder)
+    cache = cache_folder(cache)
+    files = [
+        {"name": part.source.name, "path": str(file), "sha256": content_hash(file, hashes_in(cache))}
+        for part in parts
+        for file in part.source.files
+    ]
+    target = cache / _key(parts, files, rows, encoder, bad_rows)
     if (found := _open(target)) is not None:
         return found
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
-        _build(target, parts, files, rows, encoder, processes)
+        _build(target, parts, files, encode_rows(parts, rows, encoder, processes, bad_rows))
     except OSError as error:
         raise ResourceError(f"data.cache: cannot write the tokenised rows to {cache}: {error}") from error
     return Prepared(target)
 
 
-def _default_cache() -> Path:
+def cache_folder(cache: str | Path | None) -> Path:
+    """``data.cache``, or where tokenised rows are kept where it is null."""
+    if cache:
+        return Path(cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltune" / "data"
 
 
-def _key(parts: list[Part], files: list[dict], rows: type[Row], encoder: Encoder) -> str:
+def hashes_in(cache: Path) -> Path:
+    """Where the hashes of the source files are remembered."""
+    return cache / "hashes"
+
+
+def _key(parts: list[Part], files: list[dict], rows: type[Row], encoder: Encoder, bad_rows: BadRows) -> str:
     from tokenizers import __version__ as tokenizers_version
 
     named = [asdict(part.source) | {"files": None, "limit": part.limit} for part in parts]
-    settings = [FORMAT, tokenizers_version, named, files, rows.__name__, encoder.settings()]
+    settings = [FORMAT, tokenizers_version, named, files, rows.__name__, bad_rows, encoder.settings()]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -158,10 +190,10 @@ def _alive(pid: int) -> bool:
 # -- building -------------------------------------------------------------------------------------------------------------------------
 
 
-def _build(target: Path, parts: list[Part], files: list[dict], rows: type[Row], encoder: Encoder, processes: int | None) -> None:
+def _build(target: Path, parts: list[Part], files: list[dict], chunks: Iterator[Made]) -> None:
     stage = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}@{socket.gethostname()}.", dir=target.parent))
     try:
-        _write(stage, parts, files, encode_rows(parts, rows, encoder, processes))
+        _write(stage, parts, files, chunks)
         _sync(stage)
         try:
             os.rename(stage, target)
@@ -174,36 +206,28 @@ def _build(target: Path, parts: list[Part], files: list[dict], rows: type[Row], 
         shutil.rmtree(stage, ignore_errors=True)  # gone already where it was renamed
 
 
-def _write(stage: Path, parts: list[Part], files: list[dict], outcomes: Iterator[Outcome]) -> None:
-    """Arrays and report. Memory holds a few numbers a row; tokens go straight to the files."""
+def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[Made]) -> None:
+    """Arrays and report. All arrays go straight to the files, chunk by chunk."""
     tallies = [(part.source.name, Tally()) for part in parts]
-    offsets, trained, origins = array("q", [0]), array("q"), array("q")
+    read_rows: Counter[tuple[int, str]] = Counter()  # by part and prefix
     prefixes: dict[str, int] = {}
-    read_rows = [0] * len(files)
-    named = [(part, place_prefix(file)) for part, cut in enumerate(parts) for file in cut.source.files]
-    file_of = {part_and_prefix: file for file, part_and_prefix in enumerate(named)}
-    with _Growing(stage / "input_ids.npy") as input_ids, _Growing(stage / "labels.npy") as labels:
-        for part, place, outcome in outcomes:
-            tally = tallies[part][1]
-            prefix, number = _split_place(place)
-            read_rows[file_of[part, prefix]] += 1
-            if isinstance(outcome, Dropped):
-                tally.drop(outcome.reason, place)
-                continue
-            tally.note(outcome.truncated, outcome.control_tokens)
-            for sequence in outcome.sequences:
-                ids, targets = np.asarray(sequence.input_ids, np.int32), np.asarray(sequence.labels, np.int32)
-                input_ids.append(ids)
-                labels.append(targets)
-                trained.append(int(np.count_nonzero(targets != IGNORE)))
-                offsets.append(offsets[-1] + len(ids))
-                origins.extend((prefixes.setdefault(prefix, len(prefixes)), number))
-                tally.add(ids, trained[-1])
+    tokens = 0
+    with ExitStack() as opened:
+        arrays = {name: opened.enter_context(_Growing(stage / f"{name}.npy", *kind)) for name, kind in KINDS.items()}
+        arrays["offsets"].append(np.zeros(1, np.int64))
+        for made in chunks:
+            numbers = np.array([prefixes.setdefault(prefix, len(prefixes)) for prefix in made.prefixes], np.int64)
+            offsets = tokens + np.cumsum(made.lengths)
+            tokens += len(made.input_ids)
+            origins = np.stack([numbers[made.origins[:, 0]], made.origins[:, 1]], axis=1)
+            values = (made.input_ids, made.labels, offsets, made.lengths, made.trained, origins)
+            for name, value in zip(ARRAYS, values, strict=True):
+                arrays[name].append(value)
+            tallies[made.part][1].__iadd__(made.tally)
+            read_rows.update({(made.part, prefix): count for prefix, count in made.read.items()})
     _refuse_nothing(tallies)
-    np.save(stage / "offsets.npy", np.frombuffer(offsets, np.int64))
-    np.save(stage / "trained.npy", np.frombuffer(trained, np.int64))
-    np.save(stage / "origins.npy", np.frombuffer(origins, np.int64).reshape(-1, 2))
-    sources = [file | {"rows": count} for file, count in zip(files, read_rows, strict=True)]
+    named = [(part, prefix) for part, cut in enumerate(parts) for prefix in place_prefixes(cut.source.files)]
+    sources = [file | {"rows": read_rows.pop(key, 0)} for file, key in zip(files, named, strict=True)]
     write_report(data_report(tallies, sources) | {"places": list(prefixes)}, stage / "report.json")
 
 
@@ -214,16 +238,17 @@ def _refuse_nothing(tallies: list[tuple[str, Tally]]) -> None:
             raise UsageError("\n".join([f"data set {name}: no row of it can be trained on.", *reasons[:3]]))
 
 
-def _split_place(place: str) -> tuple[str, int]:
-    prefix = place.rstrip("0123456789")
-    return prefix, int(place[len(prefix) :])
-
-
 class _Growing:
-    """A one-dimensional int32 ``.npy`` file that is appended to; its length is written into the header at the end."""
+    """A ``.npy`` file that rows are appended to; their number is written into the header at the end.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.length = path, 0
+    Args:
+        path: The file.
+        kind: Of the numbers, as NumPy writes it.
+        columns: Numbers in a row; 0: the array has one dimension.
+    """
+
+    def __init__(self, path: Path, kind: str, columns: int = 0) -> None:
+        self.path, self.kind, self.columns, self.length = path, kind, columns, 0
 
     def __enter__(self) -> "_Growing":
         self.file: BinaryIO = self.path.open("wb")
@@ -231,10 +256,11 @@ class _Growing:
         self.begin = self.file.tell()
         return self
 
-    def append(self, values: np.ndarray) -> None:
-        """(n,) int32."""
-        self.file.write(values.tobytes())
-        self.length += len(values)
+    def append(self, rows: np.ndarray) -> None:
+        """(n,) or (n, columns)."""
+        assert rows.dtype == self.kind, rows.dtype
+        self.file.write(np.ascontiguousarray(rows).data)
+        self.length += len(rows)
 
     def __exit__(self, *error: object) -> None:
         self.file.seek(0)
@@ -243,7 +269,8 @@ class _Growing:
         self.file.close()
 
     def _header(self) -> None:
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "<i4", "fortran_order": False, "shape": (self.length,)})
+        shape = (self.length, self.columns) if self.columns else (self.length,)
+        np.lib.format.write_array_header_1_0(self.file, {"descr": self.kind, "fortran_order": False, "shape": shape})
 
 
 def _sync(folder: Path) -> None:

@@ -1,14 +1,18 @@
 """Rows as questions: for ``ltune predict``."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from ltune.data.encode import Encoder
-from ltune.data.formats import to_row
+from ltune.data.formats import rows_of
+from ltune.data.read import BadRows
 from ltune.data.rows import Chat, Row
-from ltune.data.sources import Dataset, read, resolve
+from ltune.data.sources import Dataset, resolve
 from ltune.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass  # not frozen: Lightning looks for tensors in it and refuses frozen ones
@@ -31,18 +35,23 @@ class Prompts(torch.utils.data.Dataset):
         self.prompts = prompts
 
     @classmethod
-    def read(cls, datasets: list[str | Dataset], folder: str, rows: type[Row], encoder: Encoder, max_rows: int | None) -> "Prompts":
+    def read(
+        cls,
+        datasets: list[str | Dataset],
+        folder: str,
+        rows: type[Row],
+        encoder: Encoder,
+        max_rows: int | None,
+        bad_rows: BadRows = "error",
+    ) -> "Prompts":
         """Read and encode the data sets' rows, each set cut to its first ``max_rows``."""
         if not issubclass(rows, Chat):
-            raise UsageError("predict answers conversations; the objective's rows are plain text.\nSet  --model.objective SFT")
+            raise UsageError("predict answers conversations; the objective's rows are others.\nSet  --model.objective SFT")
         prompts: list[Prompt] = []
         for dataset in datasets:
             source = resolve(dataset, folder)
             limit = source.max_rows if source.max_rows is not None else max_rows
-            for number, (place, record) in enumerate(read(source)):
-                if limit is not None and number >= limit:
-                    break
-                row = to_row(place, record, source.format, source.columns, source.tags, rows, answered=False)
+            for row in rows_of(source, rows, bad_rows=bad_rows, on_bad=_skipped, answered=False, limit=limit):
                 assert isinstance(row, Chat), row
                 ids, label = encoder.prompt(row)
                 prompts.append(Prompt(len(prompts), ids, label))
@@ -59,3 +68,7 @@ class Prompts(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> Prompt:
         return self.prompts[number]
+
+
+def _skipped(place: str, reason: str) -> None:
+    log.warning("skipped: %s: %s", place, reason.splitlines()[0])

@@ -1,71 +1,173 @@
-"""What was trained on: counts of rows and tokens, what was cut or dropped and why; and a row as it is trained."""
+"""What was trained on: counts of rows and tokens, what was cut, dropped or skipped and why; and a row as it is trained."""
 
 import json
-import os
 import sys
 from array import array
 from collections import Counter
-from hashlib import blake2b
-from itertools import groupby
+from collections.abc import Mapping
+from hashlib import sha1
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ltune.data.paint import in_colour, paint
 from ltune.data.rows import IGNORE, Sequence
+from ltune.data.segments import tokens_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACES_SHOWN = 20
-GREEN, PLAIN = "\033[32m", "\033[0m"
+REASONS_SHOWN = 50  # what is wrong with a row may quote it, and then every row has a reason of its own
+OTHER = "other reasons"
+BINS = 16  # of the histogram, at most
+NOTES = ("truncated", "control_tokens_in_text", "empty_answers", "ends_cut", "split")  # what may be special about a row
 
 
 class Tally:
-    """Counts of one data set, row by row."""
+    """Counts of one data set, row by row. Tallies of its parts add up with ``+=``, in the order of the rows."""
 
     def __init__(self) -> None:
-        self.counts = Counter(rows=0, tokens=0, trained_tokens=0, truncated=0, control_tokens_in_text=0)
-        self.lengths: Counter[int] = Counter()  # of the power of two that a length does not exceed
+        self.counts = Counter(dict.fromkeys(("rows", "tokens", "trained_tokens", *NOTES, "bad_rows"), 0))
+        self.lengths: Counter[int] = Counter()  # in tokens, each as it is: there are not more of them than max_length
+        self.control_tokens: Counter[str] = Counter()  # spelled in the rows' text, and how often
+        self.noted: dict[str, list[str]] = {}  # the first places of each note
         self.dropped: dict[str, dict[str, Any]] = {}
+        self.skipped: dict[str, dict[str, Any]] = {}
         self.hashes = array("q")
+        self.answer: bytes | None = None  # the trained tokens of the first row
+        self.answers_differ = False
 
-    def add(self, input_ids: np.ndarray, trained: int) -> None:
-        """One sequence, (tokens,) int32, and how many of its tokens are trained."""
-        self.counts.update(rows=1, tokens=len(input_ids), trained_tokens=trained)
-        self.lengths[1 << (len(input_ids) - 1).bit_length()] += 1
-        self.hashes.append(int.from_bytes(blake2b(input_ids.tobytes(), digest_size=8).digest(), "big", signed=True))
+    def add(self, input_ids: np.ndarray, trained: int, labels: np.ndarray | None = None) -> None:
+        """One sequence, (tokens,) int32, how many of its tokens are trained, and, to see whether all answers are the same, its labels."""
+        counts, length = self.counts, len(input_ids)
+        counts["rows"] += 1
+        counts["tokens"] += length
+        counts["trained_tokens"] += trained
+        self.lengths[length] += 1
+        self.hashes.append(_hash(input_ids))
+        if labels is not None and not self.answers_differ:
+            self._compare(labels[labels != IGNORE].tobytes())
 
-    def note(self, truncated: bool, control_tokens: bool) -> None:
-        """What was special about a row."""
-        self.counts.update(truncated=truncated, control_tokens_in_text=control_tokens)
+    def note(
+        self,
+        truncated: bool,
+        control_tokens: bool | Mapping[str, int],
+        *,
+        empty_answer: bool = False,
+        end_cut: bool | int = False,
+        split: bool = False,
+        place: str | None = None,
+    ) -> None:
+        """What was special about a row.
+
+        Args:
+            truncated: Something of it was cut off.
+            control_tokens: Those that its text spells, and how often; or only whether it does.
+            empty_answer: An answer of it has no text.
+            end_cut: The end token of an answer that is trained was cut off, or how often.
+            split: It became several rows.
+            place: The row's, to be listed.
+        """
+        if truncated or control_tokens or empty_answer or end_cut or split:
+            for name, found in zip(NOTES, (truncated, control_tokens, empty_answer, end_cut, split), strict=True):
+                if found:
+                    self.counts[name] += 1
+                    _list(self.noted.setdefault(name, []), place)
+            if isinstance(control_tokens, Mapping):
+                self.control_tokens.update(control_tokens)
 
     def drop(self, reason: str, place: str) -> None:
         """One row that is not trained on."""
-        entry = self.dropped.setdefault(reason, {"rows": 0, "places": []})
-        entry["rows"] += 1
-        if len(entry["places"]) < PLACES_SHOWN:
-            entry["places"].append(place)
+        _count(self.dropped, reason, 1, [place])
+
+    def skip(self, reason: str, place: str) -> None:
+        """One row that could not be read, where such rows are to be skipped."""
+        self.counts["bad_rows"] += 1
+        _count(self.skipped, reason, 1, [place])
+
+    def _compare(self, answer: bytes) -> None:
+        if self.answer is None:
+            self.answer = answer
+        elif self.answer != answer:
+            self.answers_differ = True
 
     def __iadd__(self, other: "Tally") -> "Tally":
         self.counts.update(other.counts)
         self.lengths.update(other.lengths)
+        self.control_tokens.update(other.control_tokens)
         self.hashes.extend(other.hashes)
-        for reason, entry in other.dropped.items():
-            mine = self.dropped.setdefault(reason, {"rows": 0, "places": []})
-            mine["rows"] += entry["rows"]
-            mine["places"] = (mine["places"] + entry["places"])[:PLACES_SHOWN]
+        for name, places in other.noted.items():
+            self.noted[name] = (self.noted.get(name, []) + places)[:PLACES_SHOWN]
+        for mine, theirs in ((self.dropped, other.dropped), (self.skipped, other.skipped)):
+            for reason, entry in theirs.items():
+                _count(mine, reason, entry["rows"], entry["places"])
+        self.answers_differ |= other.answers_differ
+        if other.answer is not None:
+            self._compare(other.answer)
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data. ``lengths`` {"64": 3}: three sequences have 33 to 64 tokens."""
+        """Plain data. ``lengths`` {"64": 3}: three sequences have 33 to 64 tokens; ``histogram`` [[33, 48, 2], ...]."""
         hashes = np.frombuffer(self.hashes, np.int64) if self.hashes else np.empty(0, np.int64)
+        powers: Counter[int] = Counter()
+        for length, rows in self.lengths.items():
+            powers[1 << (length - 1).bit_length()] += rows
         return {
             **self.counts,
             "duplicates": len(hashes) - len(np.unique(hashes)),
-            "lengths": {str(bound): self.lengths[bound] for bound in sorted(self.lengths)},
+            "one_answer": self.counts["rows"] > 1 and self.answer is not None and not self.answers_differ,
+            "lengths": {str(bound): powers[bound] for bound in sorted(powers)},
+            "median": median(self.lengths),
+            "longest": max(self.lengths, default=0),
+            "histogram": histogram(self.lengths),
+            "control_tokens": dict(self.control_tokens.most_common()),
+            "places": self.noted,
             "dropped": self.dropped,
+            "skipped": self.skipped,
         }
+
+
+def _hash(ids: np.ndarray) -> int:
+    return int.from_bytes(sha1(ids.tobytes(), usedforsecurity=False).digest()[:8], "big", signed=True)
+
+
+def _count(entries: dict[str, dict[str, Any]], reason: str, rows: int, places: list[str]) -> None:
+    kept = reason.partition("\n")[0].rstrip(".")
+    kept = kept if kept in entries or len(entries) < REASONS_SHOWN else OTHER
+    entry = entries.setdefault(kept, {"rows": 0, "places": []})
+    entry["rows"] += rows
+    for place in places:
+        _list(entry["places"], place)
+
+
+def _list(places: list[str], place: str | None) -> None:
+    if place is not None and len(places) < PLACES_SHOWN:
+        places.append(place)
+
+
+def median(lengths: Mapping[int, int]) -> int:
+    """Half of the rows are no longer than this."""
+    seen, half = 0, sum(lengths.values()) / 2
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= half:
+            return length
+    return 0
+
+
+def histogram(lengths: Mapping[int, int]) -> list[list[int]]:
+    """[from, to, rows] in equal steps of 1, 2, 4, 8 ... tokens, from the shortest row's to the longest one's."""
+    if not lengths:
+        return []
+    step = 1
+    while max(lengths) > step * BINS:
+        step *= 2
+    counted: Counter[int] = Counter()
+    for length, rows in lengths.items():
+        counted[(length - 1) // step] += rows
+    return [[number * step + 1, (number + 1) * step, counted[number]] for number in range(min(counted), max(counted) + 1)]
 
 
 def data_report(tallies: list[tuple[str, Tally]], sources: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,19 +187,9 @@ def write_report(report: dict[str, Any], path: str | Path) -> None:
     Path(path).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+# -- a row ----------------------------------------------------------------------------------------------------------------------------
+
+
 def show_row(sequence: Sequence, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The row's text, what is trained of it in green on a terminal (logs go to stderr), else between ⟦ and ⟧."""
-    coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    begin, end = (GREEN, PLAIN) if coloured else ("⟦", "⟧")
-    shown = []
-    tokens = zip(map(int, sequence.input_ids), map(int, sequence.labels), strict=True)
-    for trained, run in groupby(tokens, key=lambda token: token[1] != IGNORE):
-        ids = [id for id, _ in run]
-        text = _printable(str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
-        shown.append(f"{begin}{text}{end}" if trained else text)
-    return "".join(shown)
-
-
-def _printable(text: str) -> str:
-    """A row must not steer the terminal that shows it."""
-    return "".join(character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1] for character in text)
+    """The row for the log, which goes to stderr; its colours or marks are those of paint.py."""
+    return paint(tokens_of(sequence, tokenizer), coloured=in_colour(sys.stderr))

@@ -6,7 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from ltune.errors import UsageError
+
 IGNORE = -100  # the label of a token that is not trained
+
+
+class BadRow(UsageError):
+    """One row that cannot be used; those after it can. What is wrong with a whole file or with the settings is a plain UsageError.
+
+    Args:
+        place: Of the row, for the message.
+        reason: What is wrong, and what to do.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        # What a file holds must not steer the terminal that shows it
+        self.reason = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in reason)
+        super().__init__(f"{place}: {self.reason}")
+        self.place = place
+
+    def __reduce__(self) -> tuple:
+        return BadRow, (self.place, self.reason)  # it may have to travel from a tokenising process
 
 
 @dataclass(frozen=True)

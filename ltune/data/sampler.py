@@ -1,7 +1,8 @@
-"""Which rows go into which micro-batch, as a pure function of (seed, epoch).
+"""Which rows go into which optimizer step, as a pure function of (seed, epoch).
 
 A *window* is the rows of one optimizer step over all ranks. Its rows are fixed by the order alone, so batch 8, batch 1 x accumulate 8 and
-2 ranks x 4 take the same rows in the same step. It knows nothing of tokens but their counts.
+2 ranks x 4 take the same rows in the same step. How a rank divides its share into micro-batches changes memory and speed, not the step.
+It knows nothing of tokens but their counts.
 """
 
 from collections.abc import Iterator
@@ -14,11 +15,19 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The rows that one rank puts through the model at once."""
+    """Rows that one rank evaluates at once."""
 
-    rows: tuple[int, ...]  # empty where a short window leaves a rank without work
-    window_tokens: int  # trained tokens in the whole window, all micro-batches, all ranks
-    position: tuple[int, int, int] | None  # (epoch, window, micro-batch of this rank); None outside training
+    rows: tuple[int, ...]
+    window_tokens: int  # trained tokens in all of them, all ranks
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows that one rank trains on in one optimizer step, divided into micro-batches."""
+
+    micro_batches: tuple[tuple[int, ...], ...]  # none where a short window leaves a rank without work
+    tokens: int  # trained tokens in the whole window, all ranks
+    position: tuple[int, int]  # (epoch, window)
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
@@ -26,8 +35,8 @@ def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
-class WindowSampler(Sampler[MicroBatch]):
-    """Yields one epoch's micro-batches of one rank at each iteration, epoch after epoch.
+class WindowSampler(Sampler[Window]):
+    """Yields one epoch's windows of one rank at each iteration, epoch after epoch.
 
     Args:
         trained: Trained tokens of each row, (rows,).
@@ -37,6 +46,8 @@ class WindowSampler(Sampler[MicroBatch]):
         rank: This process.
         world_size: Processes.
         start: (epoch, window) that the first iteration begins with.
+        micro_batches: Rows of each micro-batch, where they were packed by their tokens; each epoch takes them in another order. None:
+            ``batch_size`` rows in the epoch's order.
     """
 
     def __init__(
@@ -49,6 +60,7 @@ class WindowSampler(Sampler[MicroBatch]):
         rank: int,
         world_size: int,
         start: tuple[int, int] = (0, 0),
+        micro_batches: list[tuple[int, ...]] | None = None,
     ) -> None:
         self.trained = trained
         self.seed = seed
@@ -57,38 +69,32 @@ class WindowSampler(Sampler[MicroBatch]):
         self.rank = rank
         self.world_size = world_size
         self.next_start = start
-
-    @property
-    def window_rows(self) -> int:
-        """Rows in a full window."""
-        return self.batch_size * self.accumulate * self.world_size
-
-    @property
-    def windows(self) -> int:
-        """Optimizer steps in an epoch."""
-        return -(-len(self.trained) // self.window_rows)
+        self.packed = micro_batches
 
     def __len__(self) -> int:
-        """Micro-batches of this rank in a whole epoch; every rank has as many."""
-        full, rest = divmod(len(self.trained), self.window_rows)
-        return full * self.accumulate + -(-rest // (self.batch_size * self.world_size))
+        """Windows, that is optimizer steps, in a whole epoch."""
+        count = len(self.packed) if self.packed is not None else -(-len(self.trained) // self.batch_size)
+        return -(-count // (self.accumulate * self.world_size))
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[Window]:
         epoch, window = self.next_start
         self.next_start = (epoch + 1, 0)
-        order = epoch_order(len(self.trained), self.seed, epoch)
-        for number in range(window, self.windows):
-            rows = order[number * self.window_rows : (number + 1) * self.window_rows]
-            yield from self._deal(rows, epoch, number)
+        micro_batches = self.micro_batches(epoch)
+        size = self.accumulate * self.world_size
+        for number in range(window, len(self)):
+            yield self._deal(micro_batches[number * size : (number + 1) * size], (epoch, number))
 
-    def _deal(self, rows: list[int], epoch: int, window: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, epoch: int) -> list[tuple[int, ...]]:
+        """All micro-batches of an epoch, over all ranks, in their order."""
+        if self.packed is not None:
+            return [self.packed[number] for number in epoch_order(len(self.packed), self.seed, epoch)]
+        order = epoch_order(len(self.trained), self.seed, epoch)
+        return [tuple(order[begin : begin + self.batch_size]) for begin in range(0, len(order), self.batch_size)]
+
+    def _deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int]) -> Window:
         """Micro-batch j of the window goes to rank j modulo the number of ranks."""
-        tokens = int(self.trained[rows].sum())
-        size, world = self.batch_size, self.world_size
-        rounds = -(-len(rows) // (size * world))
-        for turn in range(rounds):
-            begin = (turn * world + self.rank) * size
-            yield MicroBatch(tuple(rows[begin : begin + size]), tokens, (epoch, window, turn))
+        tokens = int(sum(self.trained[list(rows)].sum() for rows in micro_batches))
+        return Window(tuple(micro_batches[self.rank :: self.world_size]), tokens, position)
 
 
 class InOrder(Sampler[MicroBatch]):
@@ -114,4 +120,4 @@ class InOrder(Sampler[MicroBatch]):
         for turn in range(len(self)):
             begin = (turn * self.world_size + self.rank) * self.batch_size
             rows = tuple(range(begin, min(begin + self.batch_size, len(self.trained))))
-            yield MicroBatch(rows, int(self.trained.sum()), None)
+            yield MicroBatch(rows, int(self.trained.sum()))

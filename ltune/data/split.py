@@ -1,4 +1,4 @@
-"""Which prepared rows train and which validate, and micro-batches read out of them."""
+"""Which prepared rows train and which validate, how data sets are mixed, and batches read out of them."""
 
 import math
 from dataclasses import dataclass
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ltune.data.collate import Batch, collate
+from ltune.data.collate import Batch, Step, collate
+from ltune.data.mixing import Mix
 from ltune.data.prepared import Prepared
 from ltune.data.rows import Sequence
-from ltune.data.sampler import MicroBatch
+from ltune.data.sampler import MicroBatch, Window
 from ltune.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Split:
-    """Some rows of the prepared ones, in file order."""
+    """Some rows of the prepared ones, in file order or in a mix's."""
 
     prepared: Prepared
     indices: np.ndarray  # (rows,) int64
@@ -50,8 +51,41 @@ def split(prepared: Prepared, val_size: int | float, seed: int) -> tuple[Split, 
     return Split(prepared, train, trained[train]), Split(prepared, val, trained[val])
 
 
-class MicroBatches(torch.utils.data.Dataset):
-    """A sampler's plan in, a batch of arrays out.
+def by_dataset(rows: Split) -> dict[str, Split]:
+    """The rows of each data set, in the order of the data sets; ``rows`` are in file order."""
+    parts: dict[str, Split] = {}
+    end = 0
+    for dataset in rows.prepared.report["datasets"]:
+        begin, end = end, end + dataset["rows"]
+        chosen = slice(*np.searchsorted(rows.indices, (begin, end)))
+        name = next(name for number in range(1, len(parts) + 2) if (name := _numbered(dataset["name"], number)) not in parts)
+        parts[name] = Split(rows.prepared, rows.indices[chosen], rows.trained[chosen])
+    return parts
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name} {number}"
+
+
+def short_names(names: list[str]) -> list[str]:
+    """The names without the folders before them, where they still differ then."""
+    short = [name.rstrip("/").rpartition("/")[2] for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
+def mixed(rows: Split, mix: Mix, weights: list[float], seed: int) -> Split:
+    """The rows as one epoch has them; validation rows are held out before, so that none of them is trained on."""
+    parts = by_dataset(rows)
+    if empty := next((name for name, part in parts.items() if not len(part)), None):
+        raise UsageError(f"data set {empty}: all its rows are held out for validation; none is left to train on.\nLower  data.val_size")
+    positions = mix.positions([len(part) for part in parts.values()], weights, seed)
+    if not len(positions):
+        raise UsageError("data.mix: no row is left to train on; raise the data sets' weights.")
+    return Split(rows.prepared, rows.indices[positions], rows.trained[positions])
+
+
+class Batches(torch.utils.data.Dataset):
+    """A sampler's plan in, its rows out: a batch to evaluate, or what a step trains on.
 
     Args:
         rows: Where the plan's row numbers point to.
@@ -64,5 +98,9 @@ class MicroBatches(torch.utils.data.Dataset):
         self.flat = flat
         self.pad_id = pad_id
 
-    def __getitem__(self, plan: MicroBatch) -> Batch:
-        return collate([self.rows[row] for row in plan.rows], plan, flat=self.flat, pad_id=self.pad_id)
+    def __getitem__(self, plan: MicroBatch | Window) -> Batch | Step:
+        if isinstance(plan, MicroBatch):
+            sequences = [self.rows[row] for row in plan.rows]
+            return collate(sequences, plan.rows, plan.window_tokens, flat=self.flat, pad_id=self.pad_id)
+        sequences_of = {row: self.rows[row] for rows in plan.micro_batches for row in rows}
+        return Step(plan.micro_batches, sequences_of, plan.tokens, plan.position, self.flat, self.pad_id)

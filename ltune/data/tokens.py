@@ -1,19 +1,28 @@
 """Text to ids; text in a row never becomes a control token.
 
-A text that spells one is given a stand-in for it, and tokenised by a copy of the tokenizer that knows stand-ins only.
+A text that spells one is given a stand-in for it (shield.py), and tokenised by a blind copy of the tokenizer: one that cannot make a
+control token of any text, and knows the true ones by private characters only.
 """
 
 import json
 import re
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ltune.data.shield import Shield, free_range, private_characters
 from ltune.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-PRIVATE_USE = (0xF0000, 0x10FFFD)  # characters that no text means anything by
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece that stands for one byte of ordinary text
+COPIES = 3  # large; more than one is needed only where texts have private characters
+NOTHING = re.compile(r"(?!)")
 
 
 class Tokens:
@@ -32,86 +41,144 @@ class Tokens:
         self.direct.no_padding()  # left behind by earlier calls of the tokenizer
         self.direct.no_truncation()
         self.json: str = self.direct.to_str()
-        # Runs of white space are added tokens too in some tokenizers; those control nothing
         added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
-        self.control = {content: id for content, id in added.items() if content and not content.isspace()}
-        self.numbers = {content: number for number, content in enumerate(self.control)}
-        self.spelled = re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))) or r"(?!)")
-        self.forbidden = set(self.control.values()) - {tokenizer.unk_token_id}
+        self.control = {content: id for content, id in added.items() if content and not _ordinary(content)}
+        self.names = list(self.control)
+        self.spelled = re.compile(_any_of(self.names))
+        self.stems = sorted({name[:2] for name in self.names})
         self.eos_id: int = tokenizer.eos_token_id
         self.bos_id: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos_id is not None and tokenizer("a")["input_ids"][:1] == [self.bos_id]
-        self._blind: dict[int, Tokenizer] = {}
+        self.is_control = np.zeros(max([*self.direct.get_vocab().values(), *self.control.values()]) + 1, bool)
+        # A character that the vocabulary lacks becomes the unknown token, which controls nothing
+        self.is_control[[id for id in self.control.values() if id != tokenizer.unk_token_id]] = True
+        self._shields: dict[tuple[int, bool], Shield] = {}
+        self._blind: dict[int, Blind] = {}
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text; control tokens in it count as such."""
-        return [self.direct.encode(text, add_special_tokens=False).ids for text in texts]
+    def found_in(self, texts: Iterable[str]) -> Counter[str]:
+        """The control tokens that the texts spell, and how often."""
+        found: Counter[str] = Counter()
+        for text in texts:
+            # Most texts have not even a beginning of one, which is found out far faster
+            if any(stem in text for stem in self.stems):
+                found.update(self.spelled.findall(text))
+        return found
 
-    def free_range(self, texts: list[str]) -> int:
-        """First of as many private characters as stand-ins are needed, none of which occurs in the texts."""
-        needed = len(self.control) + 1
-        used = {ord(character) for text in texts if not text.isascii() for character in text}
-        starts = range(PRIVATE_USE[0], PRIVATE_USE[1] - needed, needed)
-        return next(start for start in starts if used.isdisjoint(range(start, start + needed)))
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """All ids, (tokens,) int32, and how many are each text's; control tokens in a text count as such."""
+        return _batch(self.direct, texts)
 
-    def shield(self, text: str, start: int) -> str:
-        """The text with a stand-in for every control token it spells, and a mark at either end against joining with what stands beside it.
+    def shield(self, texts: Iterable[str], allow: bool = False) -> Shield:
+        """Stand-ins for control tokens, of which none occurs in the texts; ``allow``: what they spell stays, only marks are put."""
+        start = free_range(private_characters(self.names), texts)
+        if (start, allow) not in self._shields:
+            self._shields[start, allow] = Shield(self.names, NOTHING if allow else self.spelled, start)
+        return self._shields[start, allow]
 
-        The marks stand inside of the outer white space, so that a template can strip it.
-        """
-        stripped = text.strip()
-        if not stripped:
-            return text
-        mark = chr(start + len(self.control))
-        shielded = mark + self.spelled.sub(lambda match: chr(start + self.numbers[match.group()]), stripped) + mark
-        before = text[: len(text) - len(text.lstrip())]
-        return before + shielded + text[len(before) + len(stripped) :]
+    def encode_shielded(self, texts: Sequence[str], shield: Shield) -> tuple[np.ndarray, list[int]]:
+        """The same for rendered texts whose contents are shielded: control tokens in them are the template's, stand-ins are text."""
+        if shield.start not in self._blind:
+            if len(self._blind) == COPIES:
+                del self._blind[next(iter(self._blind))]
+            self._blind[shield.start] = Blind(self, shield)
+        return self._blind[shield.start].encode(texts)
 
-    def encode_shielded(self, text: str, start: int) -> list[int]:
-        """Ids of a rendered text whose contents are shielded: control tokens in it are the template's, stand-ins are text."""
-        names = list(self.control)
-        swapped: list[str] = []
-        controls: dict[int, int] = {}  # where a stand-in for a true control token stands, to its id
-        length = 0
-        either = re.compile(f"({self.spelled.pattern})|([{chr(start)}-{chr(start + len(names))}])")
-        position = 0
-        for match in either.finditer(text):
-            piece = text[position : match.start()]
-            length += len(piece)
-            if match.group(1) is not None:
-                controls[length] = self.control[match.group(1)]
-                replacement = chr(start + self.numbers[match.group(1)])
-            else:
-                number = ord(match.group(2)) - start
-                replacement = names[number] if number < len(names) else ""
-            swapped += [piece, replacement]
-            length += len(replacement)
-            position = match.end()
-        swapped.append(text[position:])
-        encoding = self._blind_tokenizer(start).encode("".join(swapped), add_special_tokens=False)
-        ids = []
-        for id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            found = next((controls[place] for place in range(begin, end) if place in controls), None)
-            if found is None and id in self.forbidden:
-                raise UsageError("this tokenizer makes a control token of ordinary text; remove the text from the row.")
-            ids.append(id if found is None else found)
-        return ids
 
-    def _blind_tokenizer(self, start: int) -> "Tokenizer":
-        """A copy that knows control tokens by private characters only."""
-        if start not in self._blind:
-            from tokenizers import AddedToken, Tokenizer
+class Blind:
+    """A copy of a tokenizer that knows control tokens by their stand-ins only.
 
-            content = json.loads(self.json)
-            added = {token["content"]: token for token in content["added_tokens"]}
-            content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-            if content["model"]["type"] == "Unigram":  # its best path could run through the piece "</s>"
-                content["model"]["vocab"] = [[piece, -1e6 if piece in added else score] for piece, score in content["model"]["vocab"]]
-            blind = Tokenizer.from_str(json.dumps(content))
-            signs = []
-            for name, number in self.numbers.items():
-                strips = {side: added.get(name, {}).get(side, False) for side in ("lstrip", "rstrip")}
-                signs.append(AddedToken(chr(start + number), normalized=False, **strips))
-            blind.add_tokens(signs)
-            self._blind[start] = blind
-        return self._blind[start]
+    Args:
+        tokens: The tokenizer.
+        shield: The stand-ins.
+    """
+
+    def __init__(self, tokens: Tokens, shield: Shield) -> None:
+        self.shield = shield
+        marks = (shield.mark, shield.begin, shield.end)
+        self.swap = shield.sign | shield.name | dict.fromkeys(marks, "")
+        self.either = re.compile(f"{tokens.spelled.pattern}|[{chr(shield.start)}-{shield.end}]")
+        self.tokenizer, self.true_ids = self._copy(tokens)
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """All ids, (tokens,) int32, and how many are each text's."""
+        swapped = [self.either.sub(lambda match: self.swap[match.group()], self.shield.unescape(text)) for text in texts]
+        ids, counts = _batch(self.tokenizer, swapped)
+        ids = self.true_ids[ids]
+        if (ids < 0).any():
+            raise UsageError("this tokenizer makes a control token of ordinary text; remove the text from the row.")
+        return ids, counts
+
+    def _copy(self, tokens: Tokens) -> "tuple[Tokenizer, np.ndarray]":
+        """The copy, and the true id of each of its ids, -1 where no text may lead to it."""
+        from tokenizers import AddedToken, Tokenizer
+
+        content = json.loads(tokens.json)
+        flags = {token["content"]: token for token in content["added_tokens"]}
+        content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        hide(content["model"], tokens.names)
+        blind = Tokenizer.from_str(json.dumps(content))
+        pieces = set(blind.get_vocab(with_added_tokens=False).values())
+        known = {self.shield.sign[name]: (id, flags.get(name, {})) for name, id in tokens.control.items()}
+        known |= {name: (token["id"], token) for name, token in flags.items() if name not in tokens.control}
+        for name, (_, given) in known.items():
+            kept = {flag: given.get(flag, False) for flag in ("lstrip", "rstrip", "single_word", "normalized")}
+            # A normalizer may remove private characters
+            kept["normalized"] &= blind.normalizer is None or name in blind.normalizer.normalize_str(name)
+            blind.add_tokens([AddedToken(name, **kept)])
+        true_ids = np.full(max([*pieces, *blind.get_vocab().values()]) + 1, -1, np.int32)
+        true_ids[list(pieces)] = [-1 if id < len(tokens.is_control) and tokens.is_control[id] else id for id in pieces]
+        for name, (id, _) in known.items():
+            own = blind.token_to_id(name)
+            if own is None or (own in pieces and own != id):
+                raise UsageError("this tokenizer's vocabulary has gaps in its ids; rows that spell its control tokens cannot be encoded.")
+            true_ids[own] = id
+        return blind, true_ids
+
+
+def hide(model: dict[str, Any], names: Iterable[str]) -> None:
+    """Rename the pieces in a tokenizer's model, so that no text leads to them. Their ids stay."""
+    hidden = {name: f"\U0010fff0{number}\U0010fff1" for number, name in enumerate(names)}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden.get(piece, piece): id for piece, id in model["vocab"].items()}
+    else:  # Unigram's list of (piece, score)
+        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in hidden:
+        model["unk_token"] = hidden[model["unk_token"]]
+    if "merges" in model:
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+        model["merges"] = [[one, two] for one, two in pairs if not {one, two, one + two} & hidden.keys()]
+
+
+def _ordinary(content: str) -> bool:
+    """Runs of white space, and bytes, are added tokens too in some tokenizers; those control nothing."""
+    return content.replace("▁", " ").isspace() or BYTE.fullmatch(content) is not None
+
+
+def _batch(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    counts = [len(encoding) for encoding in encodings]
+    ids = np.fromiter(chain.from_iterable([encoding.ids for encoding in encodings]), np.int32, sum(counts))
+    return ids, counts
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern for any of the names, the longest where several begin alike; as a tree, since some tokenizers have thousands."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        branch = tree
+        for character in name:
+            branch = branch.setdefault(character, {})
+        branch[""] = {}
+    return _pattern(tree) if tree else NOTHING.pattern
+
+
+def _pattern(tree: dict[str, Any]) -> str:
+    tails = []
+    for character, branch in sorted(tree.items()):
+        if character:
+            while len(branch) == 1 and "" not in branch:  # no fork: straight on, not deeper
+                ((following, branch),) = branch.items()
+                character += following
+            tails.append(re.escape(character) + (_pattern(branch) if branch.keys() != {""} else ""))
+    together = "|".join(tails)
+    return f"(?:{together})?" if "" in tree else f"(?:{together})"

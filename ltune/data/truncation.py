@@ -1,9 +1,9 @@
-"""What becomes of rows that are longer than ``max_length``. Works on turns in tokens: [(prompt ids, answer ids), ...]."""
+"""What is cut off turns in tokens, [(prompt ids, answer ids), ...], that are longer than ``max_length``. Whole rounds: rounds.py."""
 
 from typing import Literal
 
 Turn = tuple[list[int], list[int]]
-Policy = Literal["left", "drop", "llamafactory"]
+Policy = Literal["left", "drop", "error", "split", "llamafactory"]
 
 
 def length(turns: list[Turn]) -> int:
@@ -69,3 +69,9 @@ def share(prompt: int, answer: int, budget: int) -> tuple[int, int]:
         room = int(budget * (answer / (prompt + answer)))
     kept = min(room, answer)
     return min(max(budget - kept, 0), prompt), kept
+
+
+def ends_cut(turns: list[Turn], kept: list[Turn], only_last: bool) -> int:
+    """How many of the trained answers that were kept lost their end; ``only_last``: the last one alone is trained, and was served first."""
+    pairs = zip(turns[-1:] if only_last else turns, kept[-1:] if only_last else kept, strict=False)
+    return sum(len(short) < len(answer) for (_, answer), (_, short) in pairs)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltune.data.collate import Batch
+from ltune.models.fast.model import FastModel
 
 
 class Policy:
@@ -14,14 +15,19 @@ class Policy:
     Args:
         model: A causal language model, bare or wrapped by PEFT.
         forward_of: The bare model, whose signature tells whether the head can be told which positions to keep.
+        fast: The quick way through the same weights, where there is one.
     """
 
-    def __init__(self, model: nn.Module, forward_of: nn.Module) -> None:
+    def __init__(self, model: nn.Module, forward_of: nn.Module, fast: FastModel | None = None) -> None:
         self.model = model
+        self.fast = fast
         self.keeps_positions = "logits_to_keep" in inspect.signature(forward_of.forward).parameters
 
     def token_losses(self, batch: Batch) -> Tensor:
         """Minus the log-probability of each trained token: (N,) float32, N = ``len(batch.targets)``, 0 allowed."""
+        if self.fast is not None and batch.flat:
+            places = batch.starts, batch.longest
+            return self.fast.token_losses(batch.input_ids[0], batch.position_ids[0], *places, batch.predict_at, batch.targets)
         logits = self._logits(batch)  # (N, V)
         return F.cross_entropy(logits.float(), batch.targets, reduction="none")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -25,6 +25,13 @@ def build_optimizer(named: Named, make: Callable[[list[dict[str, Any]]], Optimiz
         if lora_plus_ratio is not None and group["raised"]:
             made["lr"] *= lora_plus_ratio
     return optimizer
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Have torch's Adam and AdamW do a step in a few launches, unless their options say otherwise; on CUDA, without a gradient scaler."""
+    if type(optimizer) in (Adam, AdamW) and optimizer.defaults["fused"] is None and not optimizer.defaults["foreach"]:
+        for group in (optimizer.defaults, *optimizer.param_groups):
+            group["fused"] = True
 
 
 def split(named: Named) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import yaml
 
 from ltune.apps.import_config import convert, main
 from ltune.apps.settings import load_table
+from ltune.data.template_files import names
 from ltune.errors import UsageError
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "runs"
@@ -159,6 +160,11 @@ LORA = "model.adapter.init_args"
         ({"val_size": 50.0}, "data.val_size", 50),
         ({"train_on_prompt": "true"}, "data.train_on", "all"),
         ({"mask_history": True}, "data.train_on", "last"),
+        ({"template": "deepseekcoder"}, "data.template", "deepseekcoder"),
+        ({"template": "qwen3_nothink", "enable_thinking": False}, "data.template", "qwen3_nothink"),
+        ({"template": "qwen3", "mask_history": True}, "data.reasoning", "drop_history"),
+        ({"template": "qwen3"}, "data.reasoning", None),
+        ({"template": "llama3", "mask_history": True}, "data.reasoning", None),
         ({"preprocessing_num_workers": 16}, "data.processes", 16),
         ({"dataloader_num_workers": 4}, "data.workers", 4),
         # run and trainer
@@ -213,7 +219,9 @@ def test_carried(keys, path, expected):
         {"num_train_epochs": 1.5},
         {"seed": 1, "data_seed": 2},
         {"bf16": True, "fp16": True},
-        {"template": "gemma"},
+        {"template": "gemma9"},
+        {"template": "qwen3", "enable_thinking": False},
+        {"template": "gemma9", "packing": False},
         {"dataset_dir": "ONLINE"},
         {"packing": True},
         {"neat_packing": True},
@@ -221,7 +229,7 @@ def test_carried(keys, path, expected):
         {"streaming": True},
         {"disable_shuffling": True},
         {"group_by_length": True},
-        {"mix_strategy": "interleave_under"},
+        {"interleave_probs": "1.0"},
         {"neftune_noise_alpha": 5},
         {"label_smoothing_factor": 0.1},
         {"deepspeed": "ds_z3.json"},
@@ -266,6 +274,12 @@ def test_ignored(keys):
     conversion = trained(**keys)
     assert conversion.missing == []
     assert conversion.ignored == [list(keys)[-1]]
+
+
+def test_every_golden_template_is_carried():
+    for name in names():
+        conversion = trained(template=name)
+        assert (conversion.missing, conversion.yaml["data"]["template"]) == ([], name)
 
 
 def test_keys_are_listed_once():
@@ -375,3 +389,29 @@ def test_abbreviations_are_off(tmp_path):
 def test_imports_nothing_heavy():
     code = "import sys, ltune.apps.import_config; print(sorted({'torch', 'transformers', 'lightning'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "mix"),
+    [
+        ({}, None),
+        ({"mix_strategy": "concat"}, None),
+        ({"mix_strategy": "interleave_under"}, {"stop": "under"}),
+        ({"mix_strategy": "interleave_over", "interleave_probs": "0.7,0.3"}, {"stop": "over", "probabilities": [0.7, 0.3]}),
+        ({"mix_strategy": "interleave_once", "interleave_probs": [0.5, 0.5]}, {"stop": "once", "probabilities": [0.5, 0.5]}),
+        ({"mix_strategy": "interleave_under", "interleave_probs": "1.0", "dataset": "identity"}, None),
+    ],
+)
+def test_mixing_of_data_sets(keys, mix):
+    conversion = trained(**({"dataset": "identity,alpaca_en_demo"} | keys))
+    assert conversion.missing == []
+    assert at(conversion.yaml, "data.mix") == (mix and {"class_path": "Interleave", "init_args": mix})
+
+
+def test_mixing_that_cannot_be_meant():
+    two = {"dataset": "identity,alpaca_en_demo"}
+    assert "interleave_under" in trained(**two, interleave_probs="0.7,0.3").reasons["interleave_probs"]
+    assert trained(**two, mix_strategy="interleave_under", interleave_probs="1").reasons["interleave_probs"] == "1 for 2 data sets"
+    assert trained(**two, mix_strategy="interleave").missing == ["mix_strategy"]
+    with pytest.raises(UsageError, match="interleave_probs must be numbers, separated by commas, got 'half,half'"):
+        trained(**two, mix_strategy="interleave_over", interleave_probs="half,half")

@@ -1,11 +1,13 @@
 """Each format gives the conversation it means; what fits none is named, with its place."""
 
 import json
+import pickle
 
 import pytest
 
-from ltune.data.formats import to_row
-from ltune.data.rows import Chat, Message, Text
+from ltune.data.formats import rows_of, settled, to_row
+from ltune.data.rows import BadRow, Chat, Message, Pair, Rated, Text
+from ltune.data.sources import read, resolve
 from ltune.errors import UsageError
 
 
@@ -85,7 +87,7 @@ def test_the_kind_of_rows_must_be_the_objectives():
         ({"instruction": "hi", "output": None}, "must be text; got None"),
         ({"instruction": "hi", "output": "x", "history": ["a"]}, "history"),
         ({"instruction": "half \ud800", "output": "x"}, "surrogate"),
-        ({"conversations": []}, "user, assistant"),
+        ({"conversations": []}, "conversations is empty"),
         ({"conversations": "hi"}, "list of messages"),
         ({"conversations": [{"from": "human", "value": "hi"}]}, "end with the assistant"),
         ({"conversations": [{"from": "gpt", "value": "hi"}]}, "got ['assistant']"),
@@ -103,7 +105,7 @@ def test_what_is_wrong_is_named(record, words):
 
 
 def test_an_unknown_format_and_columns_without_a_prompt_are_named():
-    assert "alpaca, sharegpt, openai, text" in refusal({"text": "x"}, format="alpacca")
+    assert "alpaca, sharegpt, openai, completion, text" in refusal({"text": "x"}, format="alpacca")
     assert "no prompt" in refusal({"a": "x"}, columns={"response": "a"})
 
 
@@ -113,10 +115,73 @@ def test_an_empty_answer_passes_and_a_question_alone_where_it_may():
     assert row({"messages": [{"role": "user", "content": "hi"}]}, answered=False).messages == (Message("user", "hi"),)
 
 
-def test_the_demo_files(shared):
-    info = json.loads((shared / "data" / "dataset_info.json").read_text())
-    for name in ("identity", "alpaca_en_demo", "kto_en_demo"):
-        entry = info[name]
-        for record in json.loads((shared / "data" / entry["file_name"]).read_text()):
-            chat = row(record, entry.get("formatting"), entry.get("columns"), entry.get("tags"))
-            assert chat.messages[-1].role == "assistant"
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"),
+    [
+        ("identity", Chat, 91),
+        ("alpaca_en_demo", Chat, 999),
+        ("glaive_toolcall_en_demo", Chat, 300),
+        ("c4_demo", Text, 300),
+        ("dpo_en_demo", Pair, 300),
+        ("kto_en_demo", Rated, 300),
+    ],
+)
+def test_the_demo_files_by_dataset_info_alone(shared, name, kind, rows):
+    made = list(rows_of(resolve(name, shared / "data"), kind))
+    assert len(made) == rows
+    assert {type(row) for row in made} == {kind}
+    if name == "glaive_toolcall_en_demo":
+        called = [call.name for row in made for message in row.messages for call in message.tool_calls]
+        assert len(called) == (shared / "data" / f"{name}.json").read_text().count('"from": "function_call"') == 211
+        assert all(tool["parameters"] for row in made for tool in row.tools)
+    if kind is Rated:
+        assert {row.good for row in made} == {True, False}
+
+
+# -- a whole data set -----------------------------------------------------------------------------------------------------------------
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" if isinstance(record, dict) else record for record in records))
+    return resolve(str(path), "nowhere")
+
+
+GOOD, TALK = (
+    {"instruction": "hi", "output": "Hello!"},
+    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}]},
+)
+
+
+def test_the_first_row_settles_the_format(tmp_path):
+    source = write(tmp_path / "a.jsonl", GOOD, TALK)
+    with pytest.raises(BadRow, match=r"a\.jsonl:2: alpaca needs the column instruction; the row has messages"):
+        list(rows_of(source, Chat))
+    assert settled(source, list(read(source)), Chat).format == "alpaca"
+    assert settled(source, [], Chat) == source
+
+
+def test_bad_rows_are_skipped_and_told(tmp_path):
+    source = write(tmp_path / "a.jsonl", "{broken\n", GOOD, TALK, GOOD, '{"instruction": "hi", "output": 3}\n', "[1]\n", GOOD)
+    told = []
+    made = list(rows_of(source, Chat, bad_rows="skip", on_bad=lambda place, reason: told.append((place, reason.split(";")[0]))))
+    assert [row.place for row in made] == ["a.jsonl:2", "a.jsonl:4", "a.jsonl:7"]
+    assert told == [
+        ("a.jsonl:1", "malformed JSON: Expecting property name enclosed in double quotes (column 2), got 'broken'."),
+        ("a.jsonl:3", "alpaca needs the column instruction"),
+        ("a.jsonl:5", "output must be text"),
+        ("a.jsonl:6", "a row must be an object of columns"),
+    ]
+    with pytest.raises(BadRow, match=r"a\.jsonl:1: malformed JSON"):
+        list(rows_of(source, Chat))
+
+
+def test_settings_that_are_wrong_are_no_bad_rows(tmp_path):
+    for source, kind in ((write(tmp_path / "a.jsonl", {"text": "x"}), Chat), (write(tmp_path / "b.jsonl", GOOD | TALK), Chat)):
+        with pytest.raises(UsageError) as error:
+            list(rows_of(source, kind, bad_rows="skip"))
+        assert not isinstance(error.value, BadRow)
+
+
+def test_a_bad_row_travels_between_processes():
+    again = pickle.loads(pickle.dumps(BadRow("a:1", "is bad")))
+    assert (str(again), again.place, again.reason, again.exit_code) == ("a:1: is bad", "a:1", "is bad", 2)

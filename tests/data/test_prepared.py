@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from ltune.data import contents
 from ltune.data.encode import Encoder
 from ltune.data.prepared import prepare
 from ltune.data.rows import IGNORE, Chat, Text
@@ -134,6 +135,39 @@ def test_a_long_text_becomes_several_rows_of_one_place(tmp_path, make):
     assert len(prepared) > 2
     assert prepared.lengths.max() == 50
     assert {prepared.place(row) for row in range(len(prepared))} == {"t.jsonl:1"}
+
+
+def test_bad_rows_are_refused_or_left_out_and_reported(tmp_path, make, tokenizer):
+    file = write(tmp_path / "a.jsonl", "one", "two")
+    file.write_text(file.read_text() + '{"instruction": "three"\n{"instruction": "four"}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl:3: "):
+        make("a.jsonl")
+    prepared = make("a.jsonl", bad_rows="skip")
+    assert answers(prepared, tokenizer) == ["one", "two"]
+    assert prepared.report["total"]["bad_rows"] == 2
+    assert [entry["places"] for entry in prepared.report["total"]["skipped"].values()] == [["a.jsonl:3"], ["a.jsonl:4"]]
+    assert prepared.report["sources"][0]["rows"] == 4
+
+
+def test_what_belongs_to_a_row_is_mapped_not_read(tmp_path, make):
+    write(tmp_path / "a.jsonl", "one", "two")
+    prepared = make("a.jsonl")
+    for array in (prepared.trained, prepared.lengths, prepared[0].input_ids, prepared[0].labels):
+        while not isinstance(array, np.memmap):
+            array = array.base
+        assert array.mode == "r"
+
+
+def test_a_large_source_is_not_read_again_at_the_next_start(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(contents, "LARGE", 0)
+    monkeypatch.setattr(contents, "SETTLED", -1.0)
+    file = write(tmp_path / "a.jsonl", "one", "two")
+    make("a.jsonl")
+    (record,) = (tmp_path / "cache" / "hashes").iterdir()
+    record.write_text(record.read_text().replace(sha256(file), "remembered"))
+    assert make("a.jsonl").report["sources"][0]["sha256"] == "remembered"
+    write(file, "one", "too")
+    assert make("a.jsonl").report["sources"][0]["sha256"] == sha256(file)
 
 
 def test_it_travels_to_another_process_by_its_folder(tmp_path, make):

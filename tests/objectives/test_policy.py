@@ -8,7 +8,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ltune.data.collate import collate
 from ltune.data.rows import IGNORE, Sequence
-from ltune.data.sampler import MicroBatch
 from ltune.objectives import SFT
 from ltune.objectives.policy import Policy
 
@@ -32,7 +31,7 @@ def sequences():
 
 
 def batch_of(sequences, flat, window_tokens=13):
-    return collate(sequences, MicroBatch(tuple(range(len(sequences))), window_tokens, (0, 0, 0)), flat=flat, pad_id=0).tensors()
+    return collate(sequences, tuple(range(len(sequences))), window_tokens, flat=flat, pad_id=0).tensors()
 
 
 def alone(model, sequence):

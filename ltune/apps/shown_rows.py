@@ -1,0 +1,81 @@
+"""Which training rows `ltune preview` shows, and what they look like in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ltune.data.segments import Token, stretches_of, tokens_of
+from ltune.errors import UsageError
+
+if TYPE_CHECKING:
+    from ltune.data.datamodule import ChatData
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A training row. ``number`` counts from 1, in file order; ``padding`` is what its micro-batch of the first epoch adds."""
+
+    number: int
+    place: str
+    tokens: list[Token]
+    padding: int
+
+    @property
+    def trained(self) -> int:
+        """Tokens that count in the loss."""
+        return sum(token.trained for token in self.tokens)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines. The segments' texts joined are the whole row; padding is no part of it."""
+        return {
+            "input_ids": [token.id for token in self.tokens],
+            "labels": [token.label for token in self.tokens],
+            "segments": [{"text": stretch.text, "trained": stretch.trained} for stretch in stretches_of(self.tokens)],
+        }
+
+
+def shown_rows(data: ChatData, count: int, begin: str | None) -> Iterator[ShownRow]:
+    """Yields ``count`` training rows in file order, from the one that ``begin`` names (None: the first).
+
+    Args:
+        data: With its rows prepared.
+        count: How many; fewer where the rows end.
+        begin: A row's number, from 1, or its place ("rows.jsonl:13").
+    """
+    first = 0 if begin is None else _find(data, begin)
+    numbers = range(first, min(first + count, len(data.train_rows)))
+    padding = _padding(data, set(numbers)) if data.layout == "padded" else {}
+    rows = data.train_rows
+    return (ShownRow(number + 1, rows.place(number), tokens_of(rows[number], data.tokenizer), padding.get(number, 0)) for number in numbers)
+
+
+def _find(data: ChatData, begin: str) -> int:
+    rows = len(data.train_rows)
+    if begin.isdecimal():
+        if not 1 <= int(begin) <= rows:
+            raise UsageError(f"--row {begin}: there are training rows 1 to {rows:,}; those dropped or held out have no number.")
+        return int(begin) - 1
+    found = next((number for number in range(rows) if data.train_rows.place(number) == begin), None)
+    if found is None:
+        places = ", ".join(data.train_rows.place(number) for number in islice(range(rows), 2))
+        raise UsageError(f"--row {begin}: no training row comes from there; it may be dropped or held out.\nThere are {places} ...")
+    return found
+
+
+def _padding(data: ChatData, numbers: set[int]) -> dict[int, int]:
+    from ltune.data.sampler import WindowSampler
+
+    rows = data.train_rows
+    # Micro-batches are the same over all ranks and steps, so how many of these there are does not matter
+    sampler = WindowSampler(
+        rows.trained, seed=data.seed, batch_size=data.batch_size, accumulate=1, rank=0, world_size=1, micro_batches=data._packed()
+    )
+    found: dict[int, int] = {}
+    for together in sampler.micro_batches(epoch=0):
+        if here := numbers & set(together):
+            longest = max(len(rows[row]) for row in together)
+            found |= {row: longest - len(rows[row]) for row in here}
+    return found

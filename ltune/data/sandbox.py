@@ -1,0 +1,248 @@
+"""Chat templates come with models, from anyone: they are rendered where they cannot reach out, run for ever or fill the memory.
+
+Jinja's sandbox as transformers sets it up (same filters, same functions, same white space), with limits on top. What stands between
+``{% generation %}`` and ``{% endgeneration %}`` comes back marked. It refuses to know conversations.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache, lru_cache
+from types import FrameType
+from typing import Any, TypeVar
+
+from jinja2 import Template as Compiled
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import FILTERS
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+SECONDS = 1.0  # of processor time, for one conversation
+MEMORY = 1 << 30  # bytes that rendering one may take
+LONGEST = 100_000_000  # characters that one may come to
+# Templates that write today's date write this one, which Llama 3.1 falls back on: a row must be the same tomorrow
+TODAY = datetime(2024, 7, 26)
+LARGEST_NUMBER = 100_000  # bits of a whole number; reckoning with larger ones takes long
+WIDE = re.compile(r"%[^a-zA-Z%]*(\d{6}|\*)")  # a format such as %1000000d
+
+METHODS = frozenset(dir(dict))
+Result = TypeVar("Result")
+
+
+class TooMuch(Exception):
+    """The template took too long, or too much memory, or wrote too much."""
+
+
+class Marked(str):
+    """Text between ``{% generation %}`` and ``{% endgeneration %}``."""
+
+    __slots__ = ()
+
+
+def pieces(source: str, variables: dict[str, Any]) -> list[str]:
+    """What the template writes, piece by piece; the pieces that are marked are ``Marked``.
+
+    Raises:
+        TooMuch: It goes beyond the limits.
+        TemplateError: It is malformed, refuses, or tries to leave the sandbox; other errors of its own come as they are.
+    """
+    return limited(lambda: _render(source, variables))
+
+
+def _render(source: str, variables: dict[str, Any]) -> list[str]:
+    template = compiled(source)
+    written: list[str] = []
+    length = 0
+    for piece in template.root_render_func(template.new_context(variables)):
+        length += len(piece)
+        if length > LONGEST:
+            raise TooMuch(f"it writes more than {LONGEST:,} characters")
+        written.append(piece)
+    return written
+
+
+@lru_cache(maxsize=64)
+def compiled(source: str) -> Compiled:
+    """The template ready to run; once for each source."""
+    return _environment().from_string(source)
+
+
+# -- the sandbox ----------------------------------------------------------------------------------------------------------------------
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, without what makes something huge, or reckons with huge numbers, in one step that no alarm interrupts."""
+
+    intercepted_binops = frozenset(("*", "**", "%", "//"))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """The same as Jinja's, which looks for a key of a dictionary last and by way of an exception."""
+        if type(obj) is dict and attribute in obj and attribute not in METHODS:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        """Raises at once: Jinja's gives something that prints as nothing."""
+        raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """``left * right``, ``left ** right``, ``left % right`` or ``left // right``, if it is of a sane size."""
+        if isinstance(left, str) and operator == "%":
+            huge = WIDE.search(left) is not None
+        elif isinstance(left, int) and isinstance(right, int):
+            huge = left.bit_length() * (abs(right) if operator == "**" else 1) + right.bit_length() > LARGEST_NUMBER
+        else:
+            huge = any(len(value) * times > LONGEST // 10 for value, times in ((left, right), (right, left)) if _repeats(value, times))
+        if huge:
+            raise TooMuch(f"it computes something huge with {operator}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _repeats(value: Any, times: Any) -> bool:
+    return isinstance(value, (str, bytes, list, tuple)) and isinstance(times, int)
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
+    if abs(precision) > 100 or (isinstance(value, int) and value.bit_length() > LARGEST_NUMBER):
+        raise TooMuch("it rounds a huge number")
+    return FILTERS["round"](value, precision, method)
+
+
+def _divisible_by(value: int, number: int) -> bool:
+    if max(value.bit_length(), number.bit_length()) > LARGEST_NUMBER:
+        raise TooMuch("it divides a huge number")
+    return value % number == 0
+
+
+class GenerationMarks(Extension):
+    """``{% generation %}...{% endgeneration %}`` marks what is written between them. Inside a macro the mark is lost."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block becomes a call of ``_marked``."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> Marked:
+        return Marked(caller())
+
+
+class SafeNamespace(Namespace):
+    """A ``namespace()`` whose names do not begin with an underscore."""
+
+    def __init__(*args: Any, **values: Any) -> None:  # so that values may hold "self"
+        self, *mappings = args
+        attributes = dict(*mappings, **values)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"{name!r}: a template stores nothing under a name that begins with an underscore")
+
+
+@cache
+def _environment() -> Sandbox:
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationMarks, loopcontrols])
+    environment.filters |= {"tojson": _tojson, "round": _round}
+    environment.tests["divisibleby"] = _divisible_by
+    del environment.globals["lipsum"]
+    environment.globals |= {
+        "raise_exception": _raise,
+        "strftime_now": TODAY.strftime,
+        "dict": lambda *values, **named: dict(*values, **named),
+        "namespace": SafeNamespace,
+    }
+    return environment
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------------------------
+
+
+class _Alarm(BaseException):
+    """Not an Exception: nothing in a template may catch it."""
+
+
+def limited(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns, unless it takes too long or too much memory. Only the main thread can be interrupted.
+
+    Raises:
+        TooMuch: It does.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return work()
+    _hear()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        # Processor time, not the clock's: other programs' work is not held against the template. Again and again, should one be lost
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 0.1)
+        try:
+            return _below(_ceiling(soft, hard), soft, hard, work)
+        except MemoryError:
+            before = _room()
+        # The process may have grown by itself since it was last measured
+        _room.cache_clear()
+        if _room() <= before:
+            raise MemoryError
+        return _below(_ceiling(soft, hard), soft, hard, work)
+    except _Alarm:
+        raise TooMuch(f"it is not done after {SECONDS:g} s") from None
+    except MemoryError:
+        raise TooMuch(f"it takes more than {MEMORY >> 30} GiB of memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _below(ceiling: int, soft: int, hard: int, work: Callable[[], Result]) -> Result:
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
+        return work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _ceiling(soft: int, hard: int) -> int:
+    return min((limit for limit in (soft, hard, _room()) if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
+
+
+@cache
+def _hear() -> None:
+    signal.signal(signal.SIGVTALRM, _ring)
+
+
+def _ring(signum: int, frame: FrameType | None) -> None:
+    raise _Alarm
+
+
+@cache
+def _room() -> int:
+    """Bytes of address space that this process may come to while it renders."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    except FileNotFoundError:  # not Linux
+        return resource.RLIM_INFINITY

@@ -1,0 +1,138 @@
+"""Keeps a run inside the GPU's memory: chooses how a step is computed before the first one, and gives something up when memory runs out.
+
+The choice is written into the run folder and into each checkpoint, because micro-batches of another size round differently: a resumed
+run takes the recorded one.
+"""
+
+import gc
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ltune.checkpoints.publish import write_atomically
+from ltune.data.collate import Step
+from ltune.errors import ResourceError
+from ltune.models.fast.layer import Keep
+from ltune.models.fast.memory import Setting, choose, least, smaller
+from ltune.models.fast.model import FastModel
+
+Wanted = Literal["auto", "speed", "least"]
+
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    """The setting in force.
+
+    Args:
+        wanted: auto: the quickest setting that fits; speed: the quickest; least: the one that needs the least memory.
+        again: Whether activations are to be computed again in the backward pass.
+    """
+
+    def __init__(self, wanted: Wanted = "auto", again: bool = False) -> None:
+        self.wanted = wanted
+        self.again = again
+        self.fast: FastModel | None = None
+        self.setting: Setting | None = None  # None: micro-batches as configured, nothing to trade
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Of a micro-batch; None: as configured."""
+        return self.setting.tokens if self.setting else None
+
+    # -- before the first step --------------------------------------------------------------------------------------------------------
+
+    def settle(self, file: Path, step: Step, rehearse: Callable[[], None] | None) -> None:
+        """Take the recorded setting or choose one, and try it on the largest step, so that memory runs out now or not at all.
+
+        Args:
+            file: Where the choice is recorded.
+            step: The one with the most tokens.
+            rehearse: Forward and backward of that step, without a trace; None: not to be tried.
+        """
+        if self.fast is not None and self.setting is None:
+            self.setting = recorded(file) or self._chosen(self.fast, step)
+        if self.fast is not None and self.setting is not None:
+            self.fast.adopt(self.setting)
+        while rehearse is not None:
+            try:
+                rehearse()
+                break
+            except torch.OutOfMemoryError as error:
+                problem = str(error)
+            self.give_up_some(step, problem)
+        if self.setting is not None:
+            log.info("memory: %s", self.setting)
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, json.dumps(asdict(self.setting), indent=1) + "\n")
+
+    def _chosen(self, fast: FastModel, step: Step) -> Setting:
+        longest = max(len(sequence) for sequence in step.sequences.values())
+        if self.wanted == "least":
+            return least(step.tokens)
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        if self.wanted == "speed":
+            return Setting(step.tokens, Keep.ATTENTION if self.again else Keep.ALL, cached=fast.shape().quantized > 0)
+        return choose(fast.shape(), free, step.tokens, longest, again=self.again)
+
+    # -- when memory runs out -----------------------------------------------------------------------------------------------------------
+
+    def give_up_some(self, step: Step, problem: str) -> None:
+        """Go on with less.
+
+        Args:
+            step: Under which memory ran out.
+            problem: What torch said.
+
+        Raises:
+            ResourceError: Nothing is left to give up.
+        """
+        if self.fast is not None:
+            self.fast.shelf.forget()
+        gc.collect()
+        torch.cuda.empty_cache()
+        batches = step.batches(self.most_tokens)
+        largest = max((batch.input_ids.size for batch in batches if len(batch.rows) > 1), default=0)
+        before = self.setting
+        if self.fast is not None and before is not None:
+            self.setting = smaller(before, largest)
+            if self.setting is not None:
+                self.fast.adopt(self.setting)
+        elif largest:
+            self.setting = Setting(largest // 2, cached=False)
+        else:
+            self.setting = None
+        if self.setting is None:
+            self.setting = before
+            raise ResourceError(
+                f"the GPU's memory is full, and nothing is left to give up: {problem.splitlines()[0][:300]}\n"
+                "Lower data.max_length, set  model.quantize: NF4 , or train fewer weights (model.adapter: LoRA)."
+            )
+        parts = len(step.batches(self.setting.tokens))
+        log.warning("the GPU's memory was full; going on with %s (%d micro-batches in this step, the same rows and loss)", self.setting, parts)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any] | None:
+        """For a checkpoint."""
+        return asdict(self.setting) if self.setting else None
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Of a checkpoint."""
+        self.setting = setting_of(state) if state else None
+
+
+def recorded(file: Path) -> Setting | None:
+    """The setting that the run began with."""
+    return setting_of(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def setting_of(state: dict[str, Any]) -> Setting:
+    """From plain data."""
+    return Setting(**{**state, "keep": Keep(state["keep"])})

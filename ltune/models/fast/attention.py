@@ -1,0 +1,136 @@
+"""Causal attention among the tokens of each row, for rows that lie end to end, and its gradient.
+
+    o = softmax(scale q k^T) v,   lse = log sum exp (scale q k^T),   no token seeing another row's
+
+FlashAttention's variable-length kernel (https://arxiv.org/abs/2307.08691, in torch) on CUDA, cuDNN's where a single long row is all
+there is (measured: twice as fast), the formula elsewhere.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows lie in a flat batch of T tokens."""
+
+    starts: Tensor  # (rows + 1,) int32: where each begins, and T
+    longest: int  # tokens
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one row."""
+        return len(self.starts) == 2
+
+
+Saved = tuple[Tensor, Tensor, Any]  # o, lse, and what the kernel wants back
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> Saved:
+    """o (T, H, D) and what its gradient needs.
+
+    Args:
+        q: (T, H, D); k and v: (T, K, D), H a multiple of K. The last dimension is dense.
+        rows: Of the batch.
+        scale: Of the scores.
+        window: A token sees itself and the ``window - 1`` before it; None: all before it.
+    """
+    if not _has_kernel(q):
+        return *_formula(q, k, v, rows, scale, window), None
+    if _long(q, rows, window):
+        out = torch.ops.aten._scaled_dot_product_cudnn_attention(_batched(q), _batched(k), _batched(v), None, True, 0.0, True, scale=scale)
+        return out[0].transpose(1, 2)[0], out[1], out[2:8]
+    out = torch.ops.aten._flash_attention_forward(
+        q, k, v, rows.starts, rows.starts, rows.longest, rows.longest, 0.0, True, False, scale=scale, **_seen(window)
+    )
+    return out[0], out[1], (out[2], out[3])
+
+
+def attend_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Saved, rows: Rows, scale: float, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v; the same bits each time."""
+    o, lse, rest = saved
+    if not _has_kernel(q):
+        return _formula_backward(do, q, k, v, o, lse, rows, scale, window)
+    if _long(q, rows, window):
+        starts_q, starts_k, longest_q, longest_k, seed, offset = rest
+        gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            _batched(do), _batched(q), _batched(k), _batched(v), _batched(o), lse, seed, offset, None,
+            starts_q, starts_k, longest_q, longest_k, 0.0, True, scale=scale,
+        )  # fmt: skip
+        dq, dk, dv = (gradient.transpose(1, 2)[0] for gradient in gradients)
+        return dq.contiguous(), dk.contiguous(), dv.contiguous()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch._C._set_deterministic_algorithms(True)  # the same command again ends in the same bits
+    try:
+        return torch.ops.aten._flash_attention_backward(
+            do, q, k, v, o, lse, rows.starts, rows.starts, rows.longest, rows.longest, 0.0, True, *rest, scale=scale, **_seen(window)
+        )
+    finally:
+        torch._C._set_deterministic_algorithms(before)
+
+
+def _has_kernel(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype is not torch.float32
+
+
+def _long(q: Tensor, rows: Rows, window: int | None) -> bool:
+    return rows.single and rows.longest >= LONG and window is None and q.shape[-1] <= 128
+
+
+def _batched(heads: Tensor) -> Tensor:
+    """(T, H, D) as (1, H, T, D)."""
+    return heads[None].transpose(1, 2)
+
+
+def _seen(window: int | None) -> dict[str, int]:
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+
+
+# -- the formula ----------------------------------------------------------------------------------------------------------------------
+
+
+def _formula(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+    o = torch.empty_like(q)
+    lse = torch.empty(q.shape[1], q.shape[0], device=q.device)  # (H, T)
+    for row, scores, _, values in _each(q, k, v, rows, scale, window):
+        lse[:, row] = scores.logsumexp(-1)
+        o[row] = (scores.softmax(-1) @ values).transpose(0, 1).to(q.dtype)
+    return o, lse
+
+
+def _formula_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, rows: Rows, scale: float, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    groups = q.shape[1] // k.shape[1]
+    for row, scores, keys, values in _each(q, k, v, rows, scale, window):
+        d, out = do[row].transpose(0, 1).float(), o[row].transpose(0, 1).float()  # (H, L, D)
+        p = (scores - lse[:, row, None]).exp()  # (H, L, L)
+        ds = p * (d @ values.mT - (d * out).sum(-1, keepdim=True))
+        dq[row] = (ds @ keys * scale).transpose(0, 1).to(q.dtype)
+        per_head_k = ds.mT @ q[row].transpose(0, 1).float() * scale
+        dk[row] = per_head_k.unflatten(0, (-1, groups)).sum(1).transpose(0, 1).to(k.dtype)
+        dv[row] = (p.mT @ d).unflatten(0, (-1, groups)).sum(1).transpose(0, 1).to(v.dtype)
+    return dq, dk, dv
+
+
+def _each(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Of each row: its place, masked scores (H, L, L), and keys and values (H, L, D) repeated for their queries."""
+    groups = q.shape[1] // k.shape[1]
+    bounds = rows.starts.tolist()
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        row = slice(begin, end)
+        queries = q[row].transpose(0, 1).float()
+        keys, values = (heads[row].transpose(0, 1).float().repeat_interleave(groups, 0) for heads in (k, v))
+        place = torch.arange(end - begin, device=q.device)
+        back = place[:, None] - place[None]  # how far back a key lies
+        seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+        yield row, (queries @ keys.mT * scale).masked_fill(~seen, -torch.inf), keys, values

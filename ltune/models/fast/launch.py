@@ -1,0 +1,30 @@
+"""Triton where there is a GPU and the package; names that stand for it where there is not, so that kernels can be defined."""
+
+from typing import Any
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    FOUND = True
+except ImportError:  # torch's CPU builds come without it
+
+    class _Absent:
+        """Takes the place of the package: a kernel defined with it is never launched."""
+
+        def __getattr__(self, name: str) -> Any:
+            return _as_it_is if name == "jit" else object
+
+    def _as_it_is(function: Any = None, **options: Any) -> Any:
+        return function or (lambda one: one)
+
+    triton, tl, FOUND = _Absent(), _Absent(), False  # type: ignore[assignment]
+
+INTERPRETED = False  # set by tests that run the kernels on the CPU, in Triton's interpreter
+
+
+def has_triton(tensor: Tensor) -> bool:
+    """Whether work on this tensor goes to a kernel."""
+    return FOUND and (tensor.is_cuda or INTERPRETED)

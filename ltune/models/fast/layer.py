@@ -1,0 +1,271 @@
+"""The two halves of a decoder layer, each one step of autograd with its gradient written out.
+
+    attention:     y = x + [norm] o(attend(rotate([norm] q(n), [norm] k(n)), v(n))),   n = norm(x)
+    feed-forward:  y = x + [norm] down(act(gate(n)) up(n)),                            n = norm(x)
+
+[norm]: where the model has one. ``Keep`` says what stays in memory from the forward to the backward; the rest is computed again.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltune.models.fast.attention import Rows, attend, attend_backward
+from ltune.models.fast.gate import gated, gated_backward
+from ltune.models.fast.norm import rms_norm, rms_norm_backward
+from ltune.models.fast.offload import Shelf
+from ltune.models.fast.projection import Gradients, Projection
+from ltune.models.fast.rotary import gather_rotated_back, rotate
+
+
+class Keep(IntEnum):
+    """What a layer keeps for its backward, beside its input; each level keeps less than the one before."""
+
+    ALL = 0  # the normalised inputs, q, k, v, attention's output, gate and up
+    ATTENTION = 1  # attention's output
+    NOTHING = 2
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm's weight; offset is 1 where the model stores the weight less 1."""
+
+    weight: nn.Parameter
+    eps: float
+    offset: float
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return rms_norm(x, self.weight, self.eps, self.offset)
+
+    def backward(self, dy: Tensor, x: Tensor, r: Tensor, add: Tensor | None = None) -> tuple[Tensor, Gradients]:
+        """dx (plus ``add``), and the weight's gradient if it is trained."""
+        dx, dweight = rms_norm_backward(dy, x, r, self.weight, self.offset, add, self.weight.requires_grad)
+        return dx, [] if dweight is None else [dweight.to(self.weight.dtype)]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight] if self.weight.requires_grad else []
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of a forward share."""
+
+    rows: Rows
+    rotary: dict[str, tuple[Tensor, Tensor]]  # of a kind of layer: cos and sin, (T, R / 2)
+    keep: Keep
+    shelf: Shelf  # where inputs wait for the backward
+    chunk: int | None = None  # tokens that the feed-forward half takes at once; None: all
+
+
+@dataclass
+class AttentionHalf:
+    """Norm, attention, residual."""
+
+    norm: Norm
+    qkv: Projection
+    out: Projection
+    heads: int
+    key_heads: int
+    width: int  # of a head
+    scale: float
+    window: int | None
+    kind: str  # of its rotary embedding
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    after: Norm | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order of the gradients."""
+        norms = [one for one in (self.norm, self.q_norm, self.k_norm, self.after) if one]
+        return [*self.qkv.parameters(), *self.out.parameters(), *(p for norm in norms for p in norm.parameters())]
+
+    def inner(self, x: Tensor, context: Context) -> dict[str, Any]:
+        """From the input to attention's own input."""
+        n, r = self.norm.forward(x)
+        qkv, z = self.qkv.forward(n, self.qkv.weight())
+        found = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
+        heads = qkv.view(len(x), -1, self.width)
+        if self.q_norm and self.k_norm:
+            q, r_q = self.q_norm.forward(heads[:, : self.heads])
+            k, r_k = self.k_norm.forward(heads[:, self.heads : self.heads + self.key_heads])
+            found |= {"raw": qkv, "qkv": torch.cat([q, k, heads[:, self.heads + self.key_heads :]], 1), "r_q": r_q, "r_k": r_k}
+            heads = found["qkv"]
+        rotate(heads[:, : self.heads + self.key_heads], *context.rotary[self.kind])
+        return found
+
+    def attend(self, found: dict[str, Any], context: Context) -> Any:
+        return attend(*self._split(found), context.rows, self.scale, self.window)
+
+    def _split(self, found: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        heads = found["qkv"].view(len(found["qkv"]), -1, self.width)
+        return heads.split([self.heads, self.key_heads, self.key_heads], 1)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, dict[str, Any]]:
+        """y (T, H), and what there is to keep."""
+        found = self.inner(x, context)
+        found["attended"] = self.attend(found, context)
+        o = found["attended"][0].reshape(len(x), -1)
+        if self.after is None:
+            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=x)
+            return y, found
+        found["before"], found["z_out"] = self.out.forward(o, self.out.weight())
+        normed, found["r_after"] = self.after.forward(found["before"])
+        return x + normed, found
+
+    def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], context: Context, need_dx: bool) -> tuple[Tensor | None, Gradients]:
+        """dx, and the gradients of ``parameters()``."""
+        o = found["attended"][0].reshape(len(x), -1)
+        d, after = dy, []
+        if self.after is not None:
+            d, after = self.after.backward(dy, found["before"], found["r_after"])
+        do, of_out = self.out.backward(d, o, found["z_out"], self.out.weight())
+        assert do is not None
+        heads = (len(x), self.heads, self.width)
+        dq, dk, dv = attend_backward(do.view(heads), *self._split(found), found["attended"], context.rows, self.scale, self.window)
+        dqkv = gather_rotated_back(dq, dk, dv, *context.rotary[self.kind])
+        inside: Gradients = []
+        if self.q_norm and self.k_norm:
+            inside = self._norms_backward(dqkv, found)
+        dn, of_qkv = self.qkv.backward(dqkv, found["n"], found["z"], self.qkv.weight(), need_dx or self.norm.weight.requires_grad)
+        dx, first = (None, []) if dn is None else self.norm.backward(dn, x, found["r"], add=dy)
+        return dx, [*of_qkv, *of_out, *first, *inside, *after]
+
+    def _norms_backward(self, dqkv: Tensor, found: dict[str, Any]) -> Gradients:
+        """Through the norms of queries and keys, in place."""
+        assert self.q_norm and self.k_norm
+        d, raw = (tensor.view(len(dqkv), -1, self.width) for tensor in (dqkv, found["raw"]))
+        split = slice(0, self.heads), slice(self.heads, self.heads + self.key_heads)
+        gradients: Gradients = []
+        for norm, part, r in zip((self.q_norm, self.k_norm), split, (found["r_q"], found["r_k"]), strict=True):
+            dx, dweight = norm.backward(d[:, part].contiguous(), raw[:, part], r)
+            d[:, part] = dx
+            gradients += dweight
+        return gradients
+
+
+@dataclass
+class FeedForwardHalf:
+    """Norm, gated feed-forward, residual."""
+
+    norm: Norm
+    gate_up: Projection
+    down: Projection
+    gelu: bool
+    after: Norm | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order of the gradients."""
+        norms = [one for one in (self.norm, self.after) if one]
+        return [*self.gate_up.parameters(), *self.down.parameters(), *(p for norm in norms for p in norm.parameters())]
+
+    def inner(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
+        """From the input to gate and up."""
+        n, r = self.norm.forward(x)
+        gate_up, z = self.gate_up.forward(n, weight)
+        return {"n": n, "r": r, "z": z, "gate_up": gate_up}
+
+    def forward(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        """y (T, H), and what there is to keep."""
+        found = self.inner(x, weights[0])
+        h = gated(found["gate_up"], self.gelu)
+        if self.after is None:
+            y, found["z_down"] = self.down.forward(h, weights[1], add=x)
+            return y, found
+        found["before"], found["z_down"] = self.down.forward(h, weights[1])
+        normed, found["r_after"] = self.after.forward(found["before"])
+        return x + normed, found
+
+    def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
+        """dx, and the gradients of ``parameters()``; uses up gate_up."""
+        d, after = dy, []
+        if self.after is not None:
+            d, after = self.after.backward(dy, found["before"], found["r_after"])
+        # dh first; h, which down's gradients want, comes out of the gate's backward
+        dz = self.down.low.up_backward(d)
+        dh = self.down.input_backward(d, dz, weights[1])
+        dgate_up, h = gated_backward(dh, found.pop("gate_up"), self.gelu)
+        of_down = self.down.gradients(d, h, found["z_down"], dz)
+        del dh, h
+        dn, of_gate_up = self.gate_up.backward(dgate_up, found["n"], found["z"], weights[0])
+        assert dn is not None
+        dx, first = self.norm.backward(dn, x, found["r"], add=dy)
+        return dx, [*of_gate_up, *of_down, *first, *after]
+
+
+class AttentionStep(torch.autograd.Function):
+    """The attention half in autograd. The half's trained parameters are passed so that their gradients go the usual way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: AttentionHalf, context: Context, training: bool, *parameters: Tensor) -> Tensor:
+        y, found = half.forward(x, context)
+        if training:
+            ctx.half, ctx.context = half, context
+            ctx.x = context.shelf.put(x)
+            ctx.found = found if context.keep is Keep.ALL else {"attended": found["attended"]} if context.keep is Keep.ATTENTION else {}
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        half, context, found = ctx.half, ctx.context, ctx.found
+        x = context.shelf.take(ctx.x)
+        ctx.found = ctx.x = None
+        if context.keep is not Keep.ALL:
+            attended = found.get("attended")
+            found = half.inner(x, context)
+            found["attended"] = attended or half.attend(found, context)
+            o = found["attended"][0].reshape(len(x), -1)
+            found["z_out"] = half.out.low.down(o)
+            if half.after is not None:
+                found["before"], _ = half.out.forward(o, half.out.weight())
+                found["r_after"] = half.after.forward(found["before"])[1]
+        dx, gradients = half.backward(dy.contiguous(), x, found, context, ctx.needs_input_grad[0])
+        return dx, None, None, None, *gradients
+
+
+class FeedForwardStep(torch.autograd.Function):
+    """The feed-forward half in autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, half: FeedForwardHalf, context: Context, training: bool, *parameters: Tensor) -> Tensor:
+        weights = half.gate_up.weight(), half.down.weight()
+        if context.chunk is None:
+            y, found = half.forward(x, weights)
+        else:
+            y, found = torch.cat([half.forward(part, weights)[0] for part in x.split(context.chunk)]), {}
+        if training:
+            ctx.half, ctx.context = half, context
+            ctx.x = context.shelf.put(x)
+            ctx.found = found if context.keep is Keep.ALL and context.chunk is None else None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        half, context, found = ctx.half, ctx.context, ctx.found
+        x, dy = context.shelf.take(ctx.x), dy.contiguous()
+        ctx.found = ctx.x = None
+        weights = half.gate_up.weight(), half.down.weight()
+        if found is not None:
+            dx, gradients = half.backward(dy, x, found, weights)
+            return dx, None, None, None, *gradients
+        size = context.chunk or len(x)
+        parts = [again(half, one, d, weights) for one, d in zip(x.split(size), dy.split(size), strict=True)]
+        gradients = [sum(of_parts[1:], of_parts[0]) for of_parts in zip(*(gradients for _, gradients in parts), strict=True)]
+        return torch.cat([dx for dx, _ in parts]), None, None, None, *gradients
+
+
+def again(half: FeedForwardHalf, x: Tensor, dy: Tensor, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
+    """The backward of some tokens, their forward computed anew."""
+    found = half.inner(x, weights[0])
+    low_rank = half.down.low.a.shape[0] > 0
+    if low_rank or half.after is not None:
+        h = gated(found["gate_up"], half.gelu)
+        found["z_down"] = half.down.low.down(h)
+        if half.after is not None:
+            found["before"], _ = half.down.forward(h, weights[1])
+            found["r_after"] = half.after.forward(found["before"])[1]
+    else:
+        found["z_down"] = None
+    return half.backward(dy, x, found, weights)

@@ -1,0 +1,157 @@
+"""A causal model the quick way: embeddings, layers, norm, head."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltune.models.fast.attention import Rows
+from ltune.models.fast.layer import AttentionHalf, AttentionStep, Context, FeedForwardHalf, FeedForwardStep, Keep, Norm
+from ltune.models.fast.loss import HeadLoss
+from ltune.models.fast.memory import Setting, Shape
+from ltune.models.fast.offload import HostShelf, Shelf
+from ltune.models.fast.lowrank import refresh, share_storage
+from ltune.models.fast.projection import Projection
+from ltune.models.fast.read import Unsuited, read_layers, read_norm
+
+
+class FastModel:
+    """Computes with a transformers model's own weights.
+
+    Args:
+        causal: The causal model, its adapter on and its weights on their device.
+        dtype: Of the products.
+
+    Raises:
+        Unsuited: What the model has that is not served here.
+    """
+
+    def __init__(self, causal: Any, dtype: torch.dtype) -> None:
+        self.decoder: Any = causal.model if hasattr(causal, "model") else None
+        self.head = causal.get_output_embeddings()
+        if self.decoder is None or type(self.head) is not torch.nn.Linear or self.head.bias is not None:
+            raise Unsuited(f"{type(causal).__name__} has no plain head over a decoder")
+        config = causal.config.get_text_config()
+        for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(config, option, None) not in (None, 1, 1.0):
+                raise Unsuited(f"{option} in its configuration")
+        self.dtype = dtype
+        self.layers: list[tuple[AttentionHalf, FeedForwardHalf]] = read_layers(self.decoder, dtype)
+        self.norm = read_norm(self.decoder.norm)
+        self.copies = share_storage(self.projections, dtype)
+        self.parameters = [(a.parameters(), f.parameters()) for a, f in self.layers]
+        self.kinds = sorted({attention.kind for attention, _ in self.layers})
+        self.keep, self.chunk, self.head_chunk = Keep.ALL, None, None
+        self.shelf: Shelf = Shelf()
+        self.host_embeddings: Tensor | None = None  # (V, H), pinned
+        self._versions = -1
+
+    def adopt(self, setting: Setting) -> None:
+        """Trade memory for speed as the setting says."""
+        self.keep, self.chunk, self.head_chunk = setting.keep, setting.chunk, setting.head_chunk
+        for projection in self.projections:
+            if setting.cached or not projection.quantized:
+                projection.keep_weights()
+            else:
+                projection.drop_weights()
+        if not setting.offload:
+            return
+        embeddings = self.decoder.embed_tokens
+        self.shelf = HostShelf(embeddings.weight.device)
+        plain = type(embeddings) is torch.nn.Embedding and not embeddings.weight.requires_grad
+        if plain and embeddings.weight is not self.head.weight:
+            self.host_embeddings = embeddings.weight.detach().cpu().pin_memory()
+            embeddings.weight.data = embeddings.weight.data[:0]
+
+    def shape(self) -> Shape:
+        """Its sizes, for what it will need."""
+        trained = sum(p.numel() for halves in self.parameters for of_half in halves for p in of_half)
+        return Shape.of(self.layers, self.head.out_features, trained)
+
+    @property
+    def projections(self) -> list[Projection]:
+        """All of them, in order."""
+        return [one for a, f in self.layers for one in (a.qkv, a.out, f.gate_up, f.down)]
+
+    def token_losses(
+        self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, predict_at: Tensor, targets: Tensor
+    ) -> Tensor:
+        """The cross-entropy at each trained position, (N,) float32.
+
+        Args:
+            input_ids: (T,): rows end to end.
+            position_ids: (T,): restarting with each row.
+            starts: (rows + 1,) int32: where each row begins, and T.
+            longest: Tokens of the longest row.
+            predict_at: (N,): the positions before trained tokens.
+            targets: (N,): the trained tokens.
+        """
+        training = torch.is_grad_enabled()
+        with torch.autocast(input_ids.device.type, enabled=False):
+            x = self.layers_output(input_ids, position_ids, Rows(starts, longest))
+            if not len(targets):  # a rank without rows in a short window
+                return x[:0].float().sum(-1)
+            hidden = NormStep.apply(x, self.norm.weight, self.norm, predict_at)
+            return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, training)
+
+    def layers_output(self, input_ids: Tensor, position_ids: Tensor, rows: Rows) -> Tensor:
+        """What the last norm reads, (T, H)."""
+        training = torch.is_grad_enabled()
+        self._refresh()
+        x = self._embedded(input_ids).to(self.dtype)  # (T, H)
+        context = Context(rows, self._rotary(x, position_ids), self.keep, self.shelf if training else Shelf(), self.chunk)
+        for (attention, feed_forward), (of_attention, of_feed_forward) in zip(self.layers, self.parameters, strict=True):
+            x = AttentionStep.apply(x, attention, context, training, *of_attention)
+            x = FeedForwardStep.apply(x, feed_forward, context, training, *of_feed_forward)
+        return x
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        if self.host_embeddings is None:
+            return self.decoder.embed_tokens(input_ids)
+        return self.host_embeddings[input_ids.cpu()].to(input_ids.device)
+
+    def _rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        found = {}
+        for kind in self.kinds:
+            arguments = (x[None], position_ids[None], *([kind] if kind and _by_kind(self.decoder.rotary_emb) else []))
+            cos, sin = self.decoder.rotary_emb(*arguments)  # (1, T, R), both halves alike
+            half = cos.shape[-1] // 2
+            found[kind] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+        return found
+
+    def _refresh(self) -> None:
+        """The products' copies of what is trained, if that has changed since."""
+        copied = [(view, master) for one in self.projections for view, master in zip(one.working, one.masters, strict=True)]
+        masters = [master for copy in self.copies for master in copy.masters] + [master for _, master in copied]
+        versions = sum(master._version for master in masters)
+        if versions == self._versions:
+            return
+        with torch.no_grad():
+            refresh(self.copies)
+            if copied:
+                torch._foreach_copy_([view for view, _ in copied], [master.detach() for _, master in copied])
+        self._versions = versions
+
+
+class NormStep(torch.autograd.Function):
+    """The last norm, at the positions that are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm, at: Tensor) -> Tensor:
+        chosen = x.index_select(0, at)
+        y, r = norm.forward(chosen)
+        ctx.save_for_backward(chosen, r, at)
+        ctx.norm, ctx.tokens = norm, len(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        chosen, r, at = ctx.saved_tensors
+        d, dweight = ctx.norm.backward(dy.contiguous(), chosen, r)
+        dx = torch.zeros(ctx.tokens, d.shape[1], dtype=d.dtype, device=d.device).index_copy_(0, at, d)
+        return dx, dweight[0] if dweight else None, None, None
+
+
+def _by_kind(rotary: Any) -> bool:
+    """Whether the model has a rotary embedding for each kind of layer."""
+    return hasattr(rotary, "layer_types")

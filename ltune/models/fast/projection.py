@@ -1,0 +1,170 @@
+"""Linear layers that read the same input, as one matrix product, with what is trained of them: low-rank parts beside it, or the weights.
+
+    z = x (sA)^T,  y = x W^T + z B^T (+ b)            A: (R, in), B: (out, R), R the ranks of all layers together
+    dz = dy (sB),  dx = dy W + dz A,  dA = dz^T x,  dB = dy^T z,  dW = dy^T x,  db = sum dy
+
+LoRA: https://arxiv.org/abs/2106.09685. The low-rank product is the start value that the large product adds to, so that y is
+written once. Layers side by side make B block-diagonal. A and B are kept with and without their scale s (lowrank.py), so that
+nothing has to be scaled on the way.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltune.models.fast.lowrank import LowRank
+
+Gradients = list[Tensor | None]
+
+
+class Projection:
+    """One product for layers side by side.
+
+    Args:
+        layers: nn.Linear, bitsandbytes' Linear4bit, or one of PEFT's LoRA layers around such.
+        dtype: Of the products.
+    """
+
+    def __init__(self, layers: list[nn.Module], dtype: torch.dtype) -> None:
+        self.layers = layers
+        self.dtype = dtype
+        self.bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
+        self.sizes = [base.out_features for base in self.bases]
+        self.low_rank = [_low_rank(layer) for layer in layers]
+        self.quantized = any(hasattr(base.weight, "quant_state") for base in self.bases)
+        self.trains_weights = any(base.weight.requires_grad for base in self.bases)
+        self.kept: Tensor | None = None  # W in the products' dtype, (out, in)
+        self.bias = self._bias()
+        self.low = LowRank.empty(self, dtype)
+        self.working, self.masters = self._pairs()
+
+    # -- weights --------------------------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the order of ``backward``'s gradients."""
+        found: list[nn.Parameter] = []
+        for part, base in zip(self.low_rank, self.bases, strict=True):
+            found += [part[0], part[1]] if part else []
+            found += [parameter for parameter in (base.weight, base.bias) if parameter is not None and parameter.requires_grad]
+        return found
+
+    def keep_weights(self) -> None:
+        """Hold W dense from now on. Quantized ones stay beside it; others become views of it, so that they cost nothing."""
+        if self.kept is not None:
+            return
+        if len(self.bases) == 1 and not self.quantized and self.bases[0].weight.dtype is self.dtype:
+            self.kept = self.bases[0].weight.detach()
+            return
+        self.kept = self._dense()
+        if self.quantized:
+            return
+        for base, rows in zip(self.bases, self.kept.split(self.sizes), strict=True):
+            if base.weight.dtype is self.dtype:
+                base.weight.data = rows
+            else:  # trained in float32: this is its working copy
+                self.working.append(rows)
+                self.masters.append(base.weight)
+
+    def drop_weights(self) -> None:
+        """Dequantize for each product again, instead of holding them."""
+        if self.quantized:
+            self.kept = None
+
+    def weight(self) -> Tensor:
+        """W, (out, in)."""
+        return self.kept if self.kept is not None else self._dense()
+
+    def _dense(self) -> Tensor:
+        parts = [_dequantized(base.weight, self.dtype) for base in self.bases]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _bias(self) -> Tensor | None:
+        if all(base.bias is None for base in self.bases):
+            return None
+        return torch.cat([
+            torch.zeros(base.out_features, dtype=self.dtype, device=base.weight.device) if base.bias is None else base.bias.detach().to(self.dtype)
+            for base in self.bases
+        ])  # fmt: skip
+
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Views of the bias, and the trained tensors whose values they hold."""
+        trained = [base.bias if base.bias is not None and base.bias.requires_grad else None for base in self.bases]
+        if self.bias is None:
+            return [], []
+        pairs = [(view, bias) for view, bias in zip(self.bias.split(self.sizes), trained, strict=True) if bias is not None]
+        return [view for view, _ in pairs], [bias for _, bias in pairs]
+
+    # -- the products ---------------------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, weight: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """y (T, out), plus ``add``; and z (T, R), which the backward wants.
+
+        Args:
+            x: (T, in).
+            weight: What ``weight()`` gave.
+            add: (T, out), such as the residual stream.
+        """
+        z = self.low.down(x)
+        # in place: out of place, torch would copy the start value first
+        y = torch.mm(x, weight.mT) if z is None else torch.mm(z, self.low.b.mT).addmm_(x, weight.mT)
+        if self.bias is not None:
+            y += self.bias
+        if add is not None:
+            y += add
+        return y, z
+
+    def backward(self, dy: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, need_dx: bool = True) -> tuple[Tensor | None, Gradients]:
+        """dx (T, in), or None; and the gradients of ``parameters()``."""
+        dz = self.low.up_backward(dy)
+        return self.input_backward(dy, dz, weight) if need_dx else None, self.gradients(dy, x, z, dz)
+
+    def input_backward(self, dy: Tensor, dz: Tensor | None, weight: Tensor) -> Tensor:
+        """dx (T, in)."""
+        return dy @ weight if dz is None else torch.mm(dz, self.low.a).addmm_(dy, weight)
+
+    def gradients(self, dy: Tensor, x: Tensor, z: Tensor | None, dz: Tensor | None) -> Gradients:
+        """Of ``parameters()``; dz is dy B."""
+        da = _product(dz.mT, x) if dz is not None else None
+        db = _product(dy.mT, z) if z is not None else None
+        dw = _product(dy.mT, x) if self.trains_weights else None
+        found: Gradients = []
+        row = out = 0
+        for part, base in zip(self.low_rank, self.bases, strict=True):
+            rows = slice(out, out + base.out_features)
+            if part:
+                assert da is not None and db is not None
+                ranks = slice(row, row + part[0].shape[0])
+                found += [da[ranks], db[rows, ranks]]
+                row = ranks.stop
+            if base.weight.requires_grad:
+                assert dw is not None
+                found.append(dw[rows].to(base.weight.dtype))
+            if base.bias is not None and base.bias.requires_grad:
+                found.append(dy[:, rows].sum(0, dtype=torch.float32).to(base.bias.dtype))
+            out = rows.stop
+        return found
+
+
+def _low_rank(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float] | None:
+    """A, B and their scale, where PEFT has put such beside the layer."""
+    if not hasattr(layer, "lora_A"):
+        return None
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+
+
+def _dequantized(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.detach().to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.detach(), state).to(dtype)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """In float32, which gradients are summed in."""
+    if left.is_cuda and left.dtype is not torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()

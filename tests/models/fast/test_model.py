@@ -1,0 +1,119 @@
+"""The quick way gives what transformers' own modules give: losses and gradients, for each family, adapter and level of keeping."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ltune.models.fast.layer import Keep
+from ltune.models.fast.model import FastModel
+
+SMALL = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+FAMILIES = {
+    "llama": {},
+    "llama with biases": {"model_type": "llama", "attention_bias": True},
+    "mistral": {"sliding_window": 5, "head_dim": 8},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "phi3": {"partial_rotary_factor": 0.5},
+}
+LENGTHS = (9, 1, 14, 6)
+
+
+def build(family, adapter="lora", dtype=torch.float32):
+    options = SMALL | FAMILIES[family]
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(options.pop("model_type", family), **options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, 0.3 if "norm" in name else 0.0, 0.2)
+    if adapter == "full":
+        return model, model
+    wrapped = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.1)
+    return wrapped, model
+
+
+def batch():
+    torch.manual_seed(5)
+    ids = torch.randint(3, 96, (sum(LENGTHS),))
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    trained = torch.rand(len(ids)) < 0.6
+    trained[starts[:-1].long()] = False
+    return ids, positions, starts, trained.nonzero()[:, 0] - 1, ids[trained]
+
+
+def plain(model):
+    """Row by row through transformers' own forward."""
+    ids, _, _, at, targets = batch()
+    hidden = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in ids.split(LENGTHS)])
+    return functional.cross_entropy(hidden[at].float(), targets, reduction="none")
+
+
+def quick(fast):
+    ids, positions, starts, at, targets = batch()
+    return fast.token_losses(ids, positions, starts, max(LENGTHS), at, targets)
+
+
+def gradients(losses, model):
+    model.zero_grad()
+    weights = torch.linspace(0.5, 1.5, len(losses))
+    (losses * weights).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_same(model, causal, fast):
+    expected, got = plain(causal), quick(fast)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    wanted, found = gradients(expected, model), gradients(got, model)
+    assert wanted.keys() == found.keys() and wanted
+    for name, gradient in wanted.items():
+        assert torch.linalg.norm(found[name] - gradient) <= 2e-4 * torch.linalg.norm(gradient) + 1e-7, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_losses_and_gradients_are_those_of_the_plain_way(family, adapter):
+    model, causal = build(family, adapter)
+    assert_same(model, causal, FastModel(causal, torch.float32))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("keep", [Keep.ATTENTION, Keep.NOTHING])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_what_is_computed_again_is_the_same(family, keep, chunk):
+    model, causal = build(family)
+    fast = FastModel(causal, torch.float32)
+    fast.keep, fast.chunk, fast.head_chunk = keep, chunk, 5
+    assert_same(model, causal, fast)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_kept_weights_are_the_weights(adapter):
+    model, causal = build("llama", adapter)
+    fast = FastModel(causal, torch.float32)
+    for projection in fast.projections:
+        projection.keep_weights()
+    assert_same(model, causal, fast)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.1)  # as an optimizer does
+    assert_same(model, causal, fast)
+
+
+def test_without_gradient_nothing_is_kept():
+    model, causal = build("llama")
+    fast = FastModel(causal, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(quick(fast), plain(causal), atol=1e-5, rtol=1e-5)
