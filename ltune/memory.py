@@ -70,15 +70,15 @@ class Memory:
             log.info("memory: %s", self.setting)
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, json.dumps(asdict(self.setting), indent=1) + "\n")
+                write_atomically(file, json.dumps(plain(self.setting), indent=1) + "\n")
 
     def _chosen(self, fast: FastModel, step: Step) -> Setting:
         longest = max(len(sequence) for sequence in step.sequences.values())
         if self.wanted == "least":
             return least(step.tokens)
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         if self.wanted == "speed":
             return Setting(step.tokens, Keep.ATTENTION if self.again else Keep.ALL, cached=fast.shape().quantized > 0)
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return choose(fast.shape(), free, step.tokens, longest, again=self.again)
 
     # -- when memory runs out -----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Memory:
 
     def state(self) -> dict[str, Any] | None:
         """For a checkpoint."""
-        return asdict(self.setting) if self.setting else None
+        return plain(self.setting) if self.setting else None
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Of a checkpoint."""
@@ -131,6 +131,11 @@ class Memory:
 def recorded(file: Path) -> Setting | None:
     """The setting that the run began with."""
     return setting_of(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def plain(setting: Setting) -> dict[str, Any]:
+    """As plain data."""
+    return {**asdict(setting), "keep": int(setting.keep)}
 
 
 def setting_of(state: dict[str, Any]) -> Setting:

@@ -1,6 +1,7 @@
 """The LightningModule: a (4-bit) model with an adapter, asked by an objective for a loss. It refuses to know which objective it is."""
 
 import gc
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
 from ltune.errors import NonFiniteError, UsageError
 from ltune.memory import Memory, Wanted
-from ltune.generation.engine import generate
+from ltune.generation.answers import Answers
 from ltune.generation.sampling import Sampling
 from ltune.models.adapters import Adapter, LoRA, trainable_state
 from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
 from ltune.models.fast.build import quick_way
+from ltune.models.fast.decode import decoder_of
 from ltune.models.load import enable_gradient_checkpointing, load_model
 from ltune.models.precision import compute_dtype, weights_dtype
 from ltune.models.quantize import NF4, Quantizer
@@ -35,6 +37,10 @@ from ltune.objectives.policy import Policy
 from ltune.optim.groups import build_optimizer, fuse
 from ltune.optim.schedules import Cosine, Schedule
 from ltune.randomness import seed_step
+
+PROMPTS = 4096  # that the quick way is given at once
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -88,6 +94,7 @@ class FineTuner(LightningModule):
         memory: How such layers use the GPU's memory. auto: the quickest way that fits; speed: the quickest; least: as little as can be.
         gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
         sampling: How ``ltune predict`` generates.
+        generation_tokens: Tokens that ``ltune predict`` keeps keys and values of at once in ltune's own layers; null: what fits.
         seed: Linked to seed_everything.
     """
 
@@ -109,6 +116,7 @@ class FineTuner(LightningModule):
         memory: Wanted = "auto",
         gradient_checkpointing: bool = False,
         sampling: Sampling = Sampling(),  # noqa: B008
+        generation_tokens: int | None = None,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -117,14 +125,14 @@ class FineTuner(LightningModule):
         self.optimizer, self.lora_plus_ratio, self.schedule = optimizer, lora_plus_ratio, schedule
         self.attention, self.fast, self.gradient_checkpointing = attention, fast, gradient_checkpointing
         self.memory = Memory(memory, again=gradient_checkpointing)
-        self.sampling, self.seed = sampling, seed
+        self.sampling, self.generation_tokens, self.seed = sampling, generation_tokens, seed
         self.tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
         self.model: Any = None  # loads in configure_model
         self.policy: Policy
         self.parts: list[Part] = []  # of the window under way
         self.outcome: Outcome | None = None  # of the last optimizer step
         self.unchecked: Outcome | None = None  # the device may still be at it
-        self.val_loss, self.val_tokens = SumMetric(), SumMetric()
+        self.sums = torch.nn.ModuleList()  # of validation and test: "" of all rows, and of each of several data sets
 
     @property
     def rows(self) -> type[Row]:
@@ -151,6 +159,7 @@ class FineTuner(LightningModule):
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             device=self.trainer.strategy.root_device,
+            sparing=self.memory.wanted == "least",
         )
         self.model = self.adapter.apply(base)
         self.model.train()  # from_pretrained and PEFT leave layers in eval mode, and Lightning does not change that
@@ -161,7 +170,12 @@ class FineTuner(LightningModule):
         if fast is None and flat:
             assert_rows_isolated(base)
         self.memory.fast = fast
+        self.data.prompts_at_once = PROMPTS if fast is not None else None
         self.policy = Policy(self.model, forward_of=base, fast=fast)
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda":
+            now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
+            log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""
@@ -195,7 +209,7 @@ class FineTuner(LightningModule):
         for group, options in zip(scheduler.optimizer.param_groups, self.group_options, strict=True):
             group.update(options)
             group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" or self.memory.fast is not None:
             self._settle_memory(scheduler.optimizer)
         # A collection that walks all that was imported takes longer than a step
         gc.collect()
@@ -310,42 +324,62 @@ class FineTuner(LightningModule):
 
     # -- validation and test ------------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def on_validation_start(self) -> None:
+        """Sums over all rows, and over those of each of several data sets."""
+        self._begin_sums(self.data.val_names)
+
+    def on_test_start(self) -> None:
+        """As in validation."""
+        self._begin_sums(self.data.test_names)
+
+    def _begin_sums(self, names: list[str]) -> None:
+        self.names = ["", *(f"/{name}" for name in names)] if len(names) > 1 else [""]
+        self.sums = torch.nn.ModuleList(torch.nn.ModuleList([SumMetric(), SumMetric()]) for _ in self.names).to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sum of token losses, and how many."""
-        self.val_loss.update(self.objective.loss(self.policy, batch).loss * batch.window_tokens)
-        self.val_tokens.update(len(batch.targets))
+        loss = self.objective.loss(self.policy, batch).loss * batch.window_tokens
+        for losses, tokens in [self.sums[0], *self.sums[1:][dataloader_idx : dataloader_idx + 1]]:
+            losses.update(loss)
+            tokens.update(len(batch.targets))
 
     def on_validation_epoch_end(self) -> None:
         """val/loss and val/perplexity, per trained token over all rows and ranks."""
         self._log_mean("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
-        self.validation_step(batch, batch_idx)
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """test/loss and test/perplexity."""
         self._log_mean("test")
 
     def _log_mean(self, stage: str) -> None:
-        loss = self.val_loss.compute() / self.val_tokens.compute().clamp(min=1)
-        self.val_loss.reset()
-        self.val_tokens.reset()
-        self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": loss.exp()}, rank_zero_only=True)
+        for name, (losses, tokens) in zip(self.names, self.sums, strict=True):
+            loss = losses.compute() / tokens.compute().clamp(min=1)
+            self.log_dict({f"{stage}/loss{name}": loss, f"{stage}/perplexity{name}": loss.exp()}, rank_zero_only=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.trainer.global_step), rank_zero_only=True)
 
     # -- prediction ---------------------------------------------------------------------------------------------------------------
 
+    def on_predict_start(self) -> None:
+        """The quick way, where there is one."""
+        template = self.data.template
+        assert template is not None, "prompts are conversations, and those have one"
+        stop_ids, pad_id = template.stop_ids(self.tokenizer), self.tokenizer.pad_token_id
+        decoder = decoder_of(self.memory.fast, self.generation_tokens)
+        self.answers = Answers(self.model, decoder, self.sampling, stop_ids, pad_id, self.data.batch_size)
+
+    def on_predict_end(self) -> None:
+        """How fast it was."""
+        log.info("%s", self.answers)
+
     def predict_step(self, batch: list, batch_idx: int) -> list[dict]:
         """Generate an answer for each prompt: {prompt, predict, label, row}."""
         decode = self.tokenizer.decode
-        template = self.data.template
-        assert template is not None, "prompts are conversations, and those have one"
-        stop_ids = template.stop_ids(self.tokenizer)
-        answers = generate(
-            self.model, [prompt.ids for prompt in batch], self.sampling, stop_ids=stop_ids, pad_id=self.tokenizer.pad_token_id
-        )
+        answers = self.answers.to([prompt.ids for prompt in batch], seeds=[(self.seed, prompt.row) for prompt in batch])
         return [
             {"prompt": decode(prompt.ids), "predict": decode(answer, skip_special_tokens=True), "label": prompt.label, "row": prompt.row}
             for prompt, answer in zip(batch, answers, strict=True)

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: str | None = None,
     device: torch.device | str = "cpu",
+    sparing: bool = False,
 ) -> "PreTrainedModel":
     """A causal language model with its weights on `device`; quantized weights are frozen, for others the adapter decides.
 
@@ -39,6 +42,7 @@ def load_model(
         revision: Of the hub repository.
         trust_remote_code: "repository@revision", if that repository's code may run.
         device: Where to load to.
+        sparing: Load one weight after the other: slower, and never more in memory than needed.
 
     Raises:
         UsageError: files missing, pickled weights, an adapter's folder, weights missing in the file, untrusted code, another
@@ -53,13 +57,28 @@ def load_model(
         arguments["attn_implementation"] = attention
     if quantization := quantization_for(name, config, quantize, dtype):
         arguments["quantization_config"] = quantization
-    model = read_weights(name, source, config=config, dtype=dtype, device_map={"": device}, **arguments)
+    with one_at_a_time() if sparing else nullcontext():
+        model = read_weights(name, source, config=config, dtype=dtype, device_map={"": device}, **arguments)
     if is_quantized(model):
         prepare_quantized(model)
     if torch.device(device).type == "cpu":
         limit_threads(model)
     model.config.use_cache = False  # with a cache, transformers does not separate rows by their positions
     return model
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """transformers reads ahead with several threads, and what was read waits on the device in full precision to be quantized."""
+    before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+        else:
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
 
 
 def limit_threads(model: "PreTrainedModel") -> None:

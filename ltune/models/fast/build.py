@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltune.models.attention import evaluating
 from ltune.models.fast.attention import Rows
@@ -63,7 +64,7 @@ def hidden_difference(causal: Any, fast: FastModel) -> float:
     starts = torch.tensor([0, ROWS[0], sum(ROWS)], dtype=torch.int32, device=device)
     autocast = torch.autocast(device.type, dtype=fast.dtype, enabled=fast.dtype is not torch.float32)
     with evaluating(causal), torch.no_grad():
-        with autocast:
+        with autocast, sdpa_kernel(SDPBackend.MATH):  # cuDNN's takes a second to get ready, for this once
             plain = torch.cat([fast.decoder(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows])
         x = fast.layers_output(torch.cat(rows), positions, Rows(starts, max(ROWS)))
         quick = fast.norm.forward(x)[0]

@@ -1,4 +1,4 @@
-"""The two halves of a decoder layer, each one step of autograd with its gradient written out.
+"""The two halves of a decoder layer, each with its gradient written out.
 
     attention:     y = x + [norm] o(attend(rotate([norm] q(n), [norm] k(n)), v(n))),   n = norm(x)
     feed-forward:  y = x + [norm] down(act(gate(n)) up(n)),                            n = norm(x)
@@ -195,77 +195,27 @@ class FeedForwardHalf:
         return dx, [*of_gate_up, *of_down, *first, *after]
 
 
-class AttentionStep(torch.autograd.Function):
-    """The attention half in autograd. The half's trained parameters are passed so that their gradients go the usual way."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, half: AttentionHalf, context: Context, training: bool, *parameters: Tensor) -> Tensor:
-        y, found = half.forward(x, context)
-        if training:
-            ctx.half, ctx.context = half, context
-            ctx.x = context.shelf.put(x)
-            ctx.found = found if context.keep is Keep.ALL else {"attended": found["attended"]} if context.keep is Keep.ATTENTION else {}
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        half, context, found = ctx.half, ctx.context, ctx.found
-        x = context.shelf.take(ctx.x)
-        ctx.found = ctx.x = None
-        if context.keep is not Keep.ALL:
-            attended = found.get("attended")
-            found = half.inner(x, context)
-            found["attended"] = attended or half.attend(found, context)
-            o = found["attended"][0].reshape(len(x), -1)
-            found["z_out"] = half.out.low.down(o)
-            if half.after is not None:
-                found["before"], _ = half.out.forward(o, half.out.weight())
-                found["r_after"] = half.after.forward(found["before"])[1]
-        dx, gradients = half.backward(dy.contiguous(), x, found, context, ctx.needs_input_grad[0])
-        return dx, None, None, None, *gradients
+def again_attention(half: AttentionHalf, x: Tensor, attended: Any, context: Context) -> dict[str, Any]:
+    """What the backward wants, computed anew from the input; attention itself only where its output was not kept."""
+    found = half.inner(x, context)
+    found["attended"] = attended or half.attend(found, context)
+    o = found["attended"][0].reshape(len(x), -1)
+    found["z_out"] = half.out.low.down(o)
+    if half.after is not None:
+        found["before"], _ = half.out.forward(o, half.out.weight())
+        found["r_after"] = half.after.forward(found["before"])[1]
+    return found
 
 
-class FeedForwardStep(torch.autograd.Function):
-    """The feed-forward half in autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, half: FeedForwardHalf, context: Context, training: bool, *parameters: Tensor) -> Tensor:
-        weights = half.gate_up.weight(), half.down.weight()
-        if context.chunk is None:
-            y, found = half.forward(x, weights)
-        else:
-            y, found = torch.cat([half.forward(part, weights)[0] for part in x.split(context.chunk)]), {}
-        if training:
-            ctx.half, ctx.context = half, context
-            ctx.x = context.shelf.put(x)
-            ctx.found = found if context.keep is Keep.ALL and context.chunk is None else None
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        half, context, found = ctx.half, ctx.context, ctx.found
-        x, dy = context.shelf.take(ctx.x), dy.contiguous()
-        ctx.found = ctx.x = None
-        weights = half.gate_up.weight(), half.down.weight()
-        if found is not None:
-            dx, gradients = half.backward(dy, x, found, weights)
-            return dx, None, None, None, *gradients
-        size = context.chunk or len(x)
-        parts = [again(half, one, d, weights) for one, d in zip(x.split(size), dy.split(size), strict=True)]
-        gradients = [sum(of_parts[1:], of_parts[0]) for of_parts in zip(*(gradients for _, gradients in parts), strict=True)]
-        return torch.cat([dx for dx, _ in parts]), None, None, None, *gradients
-
-
-def again(half: FeedForwardHalf, x: Tensor, dy: Tensor, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
-    """The backward of some tokens, their forward computed anew."""
+def again_feed_forward(half: FeedForwardHalf, x: Tensor, weights: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """What the backward wants, computed anew from the input."""
     found = half.inner(x, weights[0])
     low_rank = half.down.low.a.shape[0] > 0
+    found["z_down"] = None
     if low_rank or half.after is not None:
         h = gated(found["gate_up"], half.gelu)
         found["z_down"] = half.down.low.down(h)
         if half.after is not None:
             found["before"], _ = half.down.forward(h, weights[1])
             found["r_after"] = half.after.forward(found["before"])[1]
-    else:
-        found["z_down"] = None
-    return half.backward(dy, x, found, weights)
+    return found

@@ -1,18 +1,26 @@
 """What a step needs in memory under each setting, and the quickest setting that fits.
 
-All figures are bytes of the GPU's memory, computed from shapes: nothing is run.
+All figures are bytes of the GPU's memory, computed from shapes: nothing is run. They follow what is alive at the fullest moments of a
+step: at the head, in the last layer's backward and in the first one's.
 """
 
 from dataclasses import dataclass, replace
 
-from ltune.models.fast.layer import AttentionHalf, FeedForwardHalf, Keep
+from ltune.models.fast.attention import LONG
+from ltune.models.fast.layer import Keep
 from ltune.models.fast.loss import BYTES
+from ltune.models.fast.shape import Shape as Shape
 
 USABLE = 0.93  # of the free memory; the rest goes to fragments
+REFUSED = 1.10  # of the free memory: what is beyond it is not tried
+LIBRARIES = 2**25  # what cuBLAS takes for itself through torch
+PROCESSORS = 132  # of an H100 or H200; attention's backward keeps more sums the more there are
+SHORT = 4096  # tokens; larger micro-batches are not captured in CUDA graphs
 # Of an H200; only their proportions matter, to compare settings with each other
 PRODUCTS = 7e14  # operations a second
 DEQUANTIZING = 2.5e12  # bytes a second
-LAUNCHING = 2e-3  # seconds a layer, forward and backward: no micro-batch is quicker, however small
+LAUNCHING = 2.5e-3  # seconds a layer, forward and backward: no micro-batch is quicker, however small
+STARTING = 5e-3  # seconds that each further micro-batch costs beside that
 
 
 @dataclass(frozen=True)
@@ -29,87 +37,131 @@ class Setting:
     def __str__(self) -> str:
         said = [f"micro-batches of up to {self.tokens} tokens"]
         said += ["dequantized weights held"] if self.cached else []
-        said += [{Keep.ALL: "activations kept", Keep.ATTENTION: "activations computed again", Keep.NOTHING: "activations computed again"}[self.keep]]
+        said += ["activations kept" if self.keep is Keep.ALL else "activations computed again"]
         return ", ".join(said + (["inputs kept in the host's memory"] if self.offload else []))
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a model, per layer and in all; enough to estimate without its weights."""
+class Need:
+    """Bytes at a moment of a step, beside the model and its adapter as they were loaded."""
 
-    layers: int
-    hidden: int
-    qkv: int  # outputs
-    attended: int  # inputs of the output projection
-    heads: int
-    gate_up: int  # outputs
-    ranks: int  # of all low-rank parts of a layer
-    vocabulary: int
-    normed: bool  # queries and keys are
-    quantized: int  # weights of a layer stored in fewer bits
-    copied: int  # weights of a layer that are trained in another dtype, so that the products use a copy
-    weights: int  # of a layer
-    trained: int  # parameters, in all
-    size: int  # bytes of an activation
+    held: int  # weights for the products, less what left for the host
+    optimizer: int
+    gradients: int
+    activations: int  # kept from forward to backward
+    work: int  # logits, or what a layer's backward has alive
 
-    @classmethod
-    def of(cls, layers: list[tuple[AttentionHalf, FeedForwardHalf]], vocabulary: int, trained: int) -> "Shape":
-        """Of a model that was read."""
-        attention, feed = layers[0]
-        parts = (attention.qkv, attention.out, feed.gate_up, feed.down)
-        sizes = [sum(one.sizes) * one.bases[0].in_features for one in parts]
-        return cls(
-            layers=len(layers),
-            hidden=feed.gate_up.bases[0].in_features,
-            qkv=sum(attention.qkv.sizes),
-            attended=attention.out.bases[0].in_features,
-            heads=attention.heads,
-            gate_up=sum(feed.gate_up.sizes),
-            ranks=sum(one.low.a.shape[0] for one in parts),
-            vocabulary=vocabulary,
-            normed=attention.q_norm is not None,
-            quantized=sum(size for one, size in zip(parts, sizes, strict=True) if one.quantized),
-            copied=sum(size for one, size in zip(parts, sizes, strict=True) if not one.quantized and one.bases[0].weight.dtype is not one.dtype),
-            weights=sum(sizes),
-            trained=trained,
-            size=feed.gate_up.dtype.itemsize,
-        )
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.held + self.optimizer + self.gradients + self.activations + self.work
+
+
+# -- a micro-batch ----------------------------------------------------------------------------------------------------------------------
 
 
 def activations(shape: Shape, setting: Setting, tokens: int) -> int:
     """What is kept from the forward to the backward of a micro-batch."""
-    if setting.keep is Keep.NOTHING:
-        row = 0 if setting.offload else 2 * shape.hidden
-        return tokens * shape.layers * row * shape.size
-    row = 2 * shape.hidden + shape.attended
-    extra = 4 * shape.heads + shape.size * shape.ranks + 16
+    row = 0 if setting.offload else 2 * shape.hidden
+    extra = 0
+    if setting.keep is not Keep.NOTHING:
+        row += shape.attended
+        extra += 4 * shape.heads
     if setting.keep is Keep.ALL:
-        row += 2 * shape.hidden + (2 if shape.normed else 1) * shape.qkv + shape.gate_up
+        row += (4 if shape.after else 2) * shape.hidden + (2 if shape.normed else 1) * shape.qkv + shape.gate_up
+        extra += shape.size * shape.ranks + 16 + (4 * shape.qkv * shape.heads // shape.attended if shape.normed else 0)
     return tokens * shape.layers * (row * shape.size + extra)
 
 
-def transient(shape: Shape, setting: Setting, tokens: int, trained_tokens: int) -> int:
-    """The most that one layer, or the head, needs beside what is kept."""
-    at_once = min(tokens, setting.chunk or tokens)
-    feed = at_once * (shape.gate_up * (1.5 if setting.keep is not Keep.ALL else 0.5) + 2 * shape.hidden) + tokens * 4 * shape.hidden
-    attention = tokens * (2 * shape.qkv * (2 if setting.keep is not Keep.ALL else 1) + 2 * shape.attended + 3 * shape.hidden)
-    held = 0 if setting.cached else 1.5 * shape.gate_up * shape.hidden
-    layer = (max(feed + held, attention + 0.5 * held)) * shape.size
-    logits = BYTES if setting.head_chunk is None else setting.head_chunk * shape.vocabulary * shape.size
-    head = trained_tokens * shape.hidden * 3 * shape.size + min(logits, trained_tokens * shape.vocabulary * shape.size)
-    return int(max(layer, head + 2 * tokens * shape.hidden * shape.size))
+def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> int:
+    """What the backward of attention has alive beside what was kept."""
+    rows = max(1, tokens // max(1, longest))
+    splits = 1 if rows == 1 and longest >= LONG else -(-PROCESSORS // (rows * shape.heads))
+    sums = 4 * splits * (tokens + 128 * rows) * shape.attended  # of dq, in float32, so that it is the same each time
+    grouped = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0  # dk and dv of each query head
+    gradients = shape.hidden + 2 * shape.attended + (shape.qkv - shape.attended)  # dy, do, dq, dk and dv
+    inside = tokens * (gradients + grouped) * shape.size + sums
+    outside = (tokens * (gradients + shape.qkv + 2 * shape.hidden) + _dense(shape, setting, shape.qkv * shape.hidden)) * shape.size
+    again = 0
+    if setting.keep is not Keep.ALL:
+        again = shape.hidden + (2 if shape.normed else 1) * shape.qkv + (shape.hidden if shape.after else 0)
+        again += shape.attended if setting.keep is Keep.NOTHING else 0
+    return max(inside, outside) + tokens * (again + _fetched(shape, setting)) * shape.size
 
 
-def lasting(shape: Shape, setting: Setting) -> int:
-    """What the setting adds for the whole run: held weights, gradients, and the two moments of the optimizer."""
-    held = (shape.copied + (shape.quantized if setting.cached else 0)) * shape.layers * shape.size
-    return held + 12 * shape.trained
+def of_feed_forward(shape: Shape, setting: Setting, tokens: int) -> int:
+    """What the backward of a feed-forward layer has alive beside what was kept."""
+    at_once, width = min(tokens, setting.chunk or tokens), shape.gate_up // 2
+    inner = max(width, 2 * shape.hidden) + (shape.hidden if shape.after else 0)  # dh, later dn and dx
+    if setting.keep is not Keep.ALL or setting.chunk:
+        inner += shape.hidden + shape.gate_up + (shape.hidden if shape.after else 0)
+    outer = shape.hidden * (2 if setting.chunk else 1) + _fetched(shape, setting)  # dy, and the chunks' dx
+    products = 4 * shape.gate_up * shape.hidden if shape.whole not in (0, 4) else 0  # dW in float32, before it is rounded
+    used = at_once * inner + _dense(shape, setting, 3 * width * shape.hidden)
+    making = _dense(shape, setting, 4 * width * shape.hidden)  # gate and up, and both side by side
+    return (tokens * outer + max(used, making)) * shape.size + products
 
 
-def needed(shape: Shape, setting: Setting, trained_share: float = 1.0) -> int:
-    """Beside the model and its adapter as they were loaded."""
+def of_head(shape: Shape, setting: Setting, tokens: int, trained_tokens: int) -> int:
+    """What the head and its loss have alive."""
+    whole = shape.vocabulary * shape.size
+    at_once = min(trained_tokens, setting.head_chunk or max(128, BYTES // whole // 128 * 128))
+    rows = 3 * trained_tokens + at_once  # what goes into the last norm, comes out of it, its gradient, and a part of that
+    weight = shape.vocabulary * shape.hidden
+    # dW in float32, the part that is added to it, and the rounded one
+    gradient = weight * 8 + (shape.head if shape.head != weight * 4 else 0) if shape.head else 0
+    return (tokens + rows) * shape.hidden * shape.size + at_once * whole + gradient + (weight * shape.size if shape.head_copied else 0)
+
+
+def _dense(shape: Shape, setting: Setting, weights: int) -> int:
+    return weights if shape.quantized and not setting.cached else 0
+
+
+def _fetched(shape: Shape, setting: Setting) -> int:
+    """An input that came back from the host, and the next one."""
+    return 2 * shape.hidden if setting.offload else 0
+
+
+# -- a step -----------------------------------------------------------------------------------------------------------------------------
+
+
+def need(
+    shape: Shape, setting: Setting, tokens: int, trained_tokens: int, longest: int | None = None, several: bool = False, sizes: int = 1
+) -> Need:
+    """At the fullest moment of a step.
+
+    Args:
+        shape: Of the model.
+        setting: Of the step.
+        tokens: Of the largest micro-batch.
+        trained_tokens: Those of them that are predicted.
+        longest: Tokens of its longest row; None: it is a single one.
+        several: Whether the step has more micro-batches, so that there are gradients when the next one begins.
+        sizes: How many sizes of micro-batches are captured in CUDA graphs.
+    """
+    held = (shape.copied + (shape.quantized if setting.cached else 0)) * shape.layers * shape.size + LIBRARIES
+    held -= shape.movable if setting.offload else 0
+    graphed = setting.keep is Keep.ALL and tokens <= SHORT and not shape.embedding
+    held += shape.produced * sizes if graphed else 0  # each size's graphs write gradients of their own
+    optimizer = int(shape.moments * shape.trained_in_all)
+    kept = activations(shape, setting, tokens)
+    layer = max(of_attention(shape, setting, tokens, longest or tokens), of_feed_forward(shape, setting, tokens))
+    head = of_head(shape, setting, tokens, trained_tokens)
+    before = shape.trained_in_all if several else 0
+    of_the_head = shape.head if shape.tied or not several else 0
+    moments = [
+        Need(held, optimizer, before, kept, head),
+        Need(held, optimizer, before + of_the_head, kept, layer),
+        Need(held, optimizer, before + of_the_head + shape.produced, kept // shape.layers, layer),
+        Need(held, optimizer, before + of_the_head + shape.produced + shape.embedding, 0, shape.embedding if several or shape.tied else 0),
+    ]
+    return max(moments, key=lambda moment: moment.total)
+
+
+def needed(shape: Shape, setting: Setting, trained_share: float = 1.0, window: int = 0, longest: int | None = None) -> int:
+    """Beside the model and its adapter as they were loaded, for micro-batches as large as the setting allows."""
     tokens = setting.tokens
-    return lasting(shape, setting) + activations(shape, setting, tokens) + transient(shape, setting, tokens, int(tokens * trained_share))
+    return need(shape, setting, tokens, int(tokens * trained_share), longest, several=window > tokens).total
 
 
 def seconds(shape: Shape, setting: Setting, window: int) -> float:
@@ -118,7 +170,17 @@ def seconds(shape: Shape, setting: Setting, window: int) -> float:
     micro_batches = -(-window // setting.tokens)
     products = (4 + 2 * again) * shape.weights * shape.layers * (window / micro_batches) / PRODUCTS
     dequantizing = 0 if setting.cached else (2 + again) * 2.5 * shape.quantized * shape.layers / DEQUANTIZING
-    return micro_batches * (max(products, LAUNCHING * shape.layers) + dequantizing)
+    return micro_batches * (max(products, LAUNCHING * shape.layers) + dequantizing + STARTING)
+
+
+# -- the choice -------------------------------------------------------------------------------------------------------------------------
+
+
+def candidates(shape: Shape, window: int, longest: int, *, cached: bool = True, again: bool = False) -> list[Setting]:
+    """All settings that ``choose`` looks at; the arguments are its own."""
+    sizes = sorted({max(longest, -(-window // parts)) for parts in (1, 2, 4, 8, 16, 32, 64)})
+    levels = [Keep.ATTENTION] if again else [Keep.ALL, Keep.ATTENTION]
+    return [Setting(size, keep, held) for size in sizes for keep in levels for held in {cached and shape.quantized > 0, False}]
 
 
 def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool = True, again: bool = False) -> Setting:
@@ -132,13 +194,19 @@ def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool =
         cached: Whether dequantized weights may be held.
         again: Whether activations must be computed again, as ``gradient_checkpointing: true`` asks.
     """
-    sizes = {max(longest, -(-window // parts)) for parts in (1, 2, 4, 8, 16, 32, 64)}
-    levels = [Keep.ATTENTION] if again else [Keep.ALL, Keep.ATTENTION]
-    settings = [Setting(size, keep, held) for size in sizes for keep in levels for held in {cached and shape.quantized > 0, False}]
-    fitting = [setting for setting in settings if needed(shape, setting) <= USABLE * free]
+
+    def bytes_of(setting: Setting) -> int:
+        return needed(shape, setting, window=window, longest=longest)
+
+    fitting = [setting for setting in candidates(shape, window, longest, cached=cached, again=again) if bytes_of(setting) <= USABLE * free]
     if not fitting:
         return least(longest)
-    return min(fitting, key=lambda setting: (seconds(shape, setting, window), needed(shape, setting)))
+    return min(fitting, key=lambda setting: (seconds(shape, setting, window), bytes_of(setting)))
+
+
+def quickest(shape: Shape, window: int, *, again: bool = False) -> Setting:
+    """The setting that would be chosen if memory were no matter."""
+    return Setting(window, Keep.ATTENTION if again else Keep.ALL, cached=shape.quantized > 0)
 
 
 def least(tokens: int) -> Setting:

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.attention import Rows
-from ltune.models.fast.layer import AttentionHalf, AttentionStep, Context, FeedForwardHalf, FeedForwardStep, Keep, Norm
+from ltune.models.fast.training_graphs import SHORT, TrainingGraphs, padded
+from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
 from ltune.models.fast.memory import Setting, Shape
 from ltune.models.fast.offload import HostShelf, Shelf
 from ltune.models.fast.lowrank import refresh, share_storage
-from ltune.models.fast.projection import Projection
+from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
+from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
 
 
 class FastModel:
@@ -39,10 +41,11 @@ class FastModel:
         self.layers: list[tuple[AttentionHalf, FeedForwardHalf]] = read_layers(self.decoder, dtype)
         self.norm = read_norm(self.decoder.norm)
         self.copies = share_storage(self.projections, dtype)
-        self.parameters = [(a.parameters(), f.parameters()) for a, f in self.layers]
+        self.parameters = [p for a, f in self.layers for half in (a, f) for p in half.parameters()]
         self.kinds = sorted({attention.kind for attention, _ in self.layers})
         self.keep, self.chunk, self.head_chunk = Keep.ALL, None, None
         self.shelf: Shelf = Shelf()
+        self.graphs: TrainingGraphs | None = None
         self.host_embeddings: Tensor | None = None  # (V, H), pinned
         self._versions = -1
 
@@ -54,6 +57,11 @@ class FastModel:
                 projection.keep_weights()
             else:
                 projection.drop_weights()
+        if self.graphs is not None:
+            self.graphs.clear()
+        # Trained weights of the embeddings would need a gradient that no graph gives; a copy to the host cannot be captured
+        graphed = self.head.weight.is_cuda and setting.keep is Keep.ALL and not self.decoder.embed_tokens.weight.requires_grad
+        self.graphs = TrainingGraphs(self._graph_forward, self._graph_backward) if graphed else None
         if not setting.offload:
             return
         embeddings = self.decoder.embed_tokens
@@ -65,8 +73,7 @@ class FastModel:
 
     def shape(self) -> Shape:
         """Its sizes, for what it will need."""
-        trained = sum(p.numel() for halves in self.parameters for of_half in halves for p in of_half)
-        return Shape.of(self.layers, self.head.out_features, trained)
+        return Shape.of(self.layers, self.head.out_features, sum(parameter.numel() for parameter in self.parameters))
 
     @property
     def projections(self) -> list[Projection]:
@@ -98,12 +105,31 @@ class FastModel:
         """What the last norm reads, (T, H)."""
         training = torch.is_grad_enabled()
         self._refresh()
-        x = self._embedded(input_ids).to(self.dtype)  # (T, H)
-        context = Context(rows, self._rotary(x, position_ids), self.keep, self.shelf if training else Shelf(), self.chunk)
-        for (attention, feed_forward), (of_attention, of_feed_forward) in zip(self.layers, self.parameters, strict=True):
-            x = AttentionStep.apply(x, attention, context, training, *of_attention)
-            x = FeedForwardStep.apply(x, feed_forward, context, training, *of_feed_forward)
-        return x
+        if self.graphs is None or not training or len(input_ids) > SHORT:
+            return self._layers(input_ids, position_ids, rows, training)
+        key, inputs = padded(input_ids, position_ids, rows.starts)
+        if self.graphs.ready(key):
+            return GraphedStep.apply(self.graphs, key, inputs, len(input_ids), *self.parameters)
+        return self._layers(inputs["input_ids"], inputs["position_ids"], Rows(inputs["starts"], key[0]), training)[: len(input_ids)]
+
+    def _layers(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool) -> Tensor:
+        x, context = self._entered(input_ids, position_ids, rows, training)
+        return LayersStep.apply(x, self.layers, context, training, *self.parameters)
+
+    def _entered(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool) -> tuple[Tensor, Context]:
+        """The embedded tokens (T, H), and what the layers share."""
+        x = self._embedded(input_ids).to(self.dtype)
+        return x, Context(rows, self._rotary(x, position_ids), self.keep, self.shelf if training else Shelf(), self.chunk)
+
+    def _graph_forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Context, Kept]]:
+        rows = Rows(inputs["starts"], len(inputs["input_ids"]))
+        x, context = self._entered(inputs["input_ids"], inputs["position_ids"], rows, training=True)
+        kept: Kept = []
+        return run(x, self.layers, context, kept), (context, kept)
+
+    def _graph_backward(self, dy: Tensor, saved: tuple[Context, Kept]) -> Gradients:
+        context, kept = saved
+        return run_backward(dy, self.layers, context, kept, need_dx=False)[1]
 
     def _embedded(self, input_ids: Tensor) -> Tensor:
         if self.host_embeddings is None:

@@ -31,18 +31,18 @@ class HostShelf(Shelf):
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
-        self.free: dict[tuple, list[Tensor]] = {}
+        self.free: list[Tensor] = []  # buffers of bytes; the largest step comes first, so that they serve all others
         self.waiting: list[_Ticket] = []  # in the order they were put; the last one is taken first
 
     def put(self, x: Tensor) -> "_Ticket":
-        shape = (x.shape, x.dtype)
-        held = self.free.get(shape)
-        host = held.pop() if held else torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        place = next((number for number, buffer in enumerate(self.free) if len(buffer) >= x.nbytes), None)
+        buffer = torch.empty(x.nbytes, dtype=torch.uint8, pin_memory=True) if place is None else self.free.pop(place)
+        host = buffer[: x.nbytes].view(x.dtype).view(x.shape)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             host.copy_(x, non_blocking=True)
         x.record_stream(self.stream)
-        ticket = _Ticket(host, lambda: self.free.setdefault(shape, []).append(host))
+        ticket = _Ticket(host, lambda: self.free.append(buffer))
         self.waiting.append(ticket)
         return ticket
 
@@ -52,7 +52,7 @@ class HostShelf(Shelf):
         x = self._fetched(ticket)
         if self.waiting:
             self._fetch(self.waiting[-1])
-        torch.cuda.current_stream().wait_stream(self.stream) if ticket.event is None else ticket.event.wait()
+        ticket.event.wait()
         x.record_stream(torch.cuda.current_stream())
         ticket.done()
         return x

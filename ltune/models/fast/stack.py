@@ -1,0 +1,116 @@
+"""All layers of a model as one step of autograd: forward keeps what the setting allows, backward goes through the layers in reverse."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ltune.models.fast.layer import (
+    AttentionHalf,
+    Context,
+    FeedForwardHalf,
+    Keep,
+    again_attention,
+    again_feed_forward,
+)
+from ltune.models.fast.projection import Gradients
+
+if TYPE_CHECKING:
+    from ltune.models.fast.training_graphs import TrainingGraphs
+
+Layers = list[tuple[AttentionHalf, FeedForwardHalf]]
+Kept = list[tuple[Any, Any]]  # of each half: the ticket of its input, and what its forward found
+
+
+class LayersStep(torch.autograd.Function):
+    """Embedded tokens to what the last norm reads. The trained parameters are passed so that their gradients go the usual way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: Layers, context: Context, training: bool, *parameters: Tensor) -> Tensor:
+        """(T, H) to (T, H)."""
+        kept: Kept | None = [] if training else None
+        y = run(x, layers, context, kept)
+        ctx.layers, ctx.context, ctx.kept = layers, context, kept
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        kept, ctx.kept = ctx.kept, None
+        dx, gradients = run_backward(dy.contiguous(), ctx.layers, ctx.context, kept, ctx.needs_input_grad[0])
+        return dx, None, None, None, *gradients
+
+
+class GraphedStep(torch.autograd.Function):
+    """The same, replayed from CUDA graphs, from token ids on."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: "TrainingGraphs", key: Any, inputs: dict[str, Tensor], tokens: int, *parameters: Tensor) -> Tensor:
+        ctx.graphs, ctx.key = graphs, key
+        return graphs.forward(key, inputs)[:tokens].clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, None, None, *ctx.graphs.backward(ctx.key, dy)
+
+
+def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None) -> Tensor:
+    """Forward; what the backward wants is appended to ``kept``."""
+    for attention, feed_forward in layers:
+        y, found = attention.forward(x, context)
+        if kept is not None:
+            kept.append((context.shelf.put(x), _worth_keeping(found, context)))
+        x, found = _feed_forward(y, feed_forward, context)
+        if kept is not None:
+            kept.append((context.shelf.put(y), found if context.keep is Keep.ALL else None))
+        del found, y
+    return x
+
+
+def _worth_keeping(found: dict[str, Any], context: Context) -> dict[str, Any]:
+    if context.keep is Keep.ALL:
+        return found
+    return {"attended": found["attended"]} if context.keep is Keep.ATTENTION else {}
+
+
+def _feed_forward(x: Tensor, half: FeedForwardHalf, context: Context) -> tuple[Tensor, dict[str, Any] | None]:
+    weights = half.gate_up.weight(), half.down.weight()
+    if context.chunk is None:
+        return half.forward(x, weights)
+    return torch.cat([half.forward(part, weights)[0] for part in x.split(context.chunk)]), None
+
+
+def run_backward(dy: Tensor, layers: Layers, context: Context, kept: Kept, need_dx: bool) -> tuple[Tensor | None, Gradients]:
+    """The gradient of the input, and of all layers' ``parameters()`` in their order. Uses up ``kept``."""
+    of_layers: list[Gradients] = []
+    d: Tensor | None = dy
+    for number, (attention, feed_forward) in reversed(list(enumerate(layers))):
+        ticket, found = kept.pop()
+        assert d is not None
+        d, of_feed_forward = _feed_forward_backward(d, context.shelf.take(ticket), feed_forward, found, context)
+        ticket, found = kept.pop()
+        x = context.shelf.take(ticket)
+        if context.keep is not Keep.ALL:
+            found = again_attention(attention, x, found.get("attended"), context)
+        d, of_attention = attention.backward(d, x, found, context, need_dx or number > 0)
+        of_layers.append([*of_attention, *of_feed_forward])
+        del found, x
+    return d, [gradient for gradients in reversed(of_layers) for gradient in gradients]
+
+
+def _feed_forward_backward(
+    dy: Tensor, x: Tensor, half: FeedForwardHalf, found: dict[str, Any] | None, context: Context
+) -> tuple[Tensor, Gradients]:
+    weights = half.gate_up.weight(), half.down.weight()
+    if found is not None:
+        return half.backward(dy, x, found, weights)
+    size = context.chunk or len(x)
+    parts = [half.backward(d, one, again_feed_forward(half, one, weights), weights) for one, d in _chunks(x, dy, size)]
+    if len(parts) == 1:
+        return parts[0]
+    gradients = [sum(of_parts[1:], of_parts[0]) for of_parts in zip(*(gradients for _, gradients in parts), strict=True)]
+    return torch.cat([dx for dx, _ in parts]), gradients
+
+
+def _chunks(x: Tensor, dy: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(x.split(size), dy.split(size), strict=True)
