@@ -89,6 +89,12 @@ def numbers_make_sense(model: dict, data: dict, trainer: dict) -> list[str]:
     return problems
 
 
+def packing_needs_flat_rows(model: dict, data: dict, trainer: dict) -> list[str]:
+    if data["tokens_per_batch"] and data["layout"] == "padded":
+        return ["data.tokens_per_batch lays rows end to end, which layout: padded does not; set  data.layout: flat  or  tokens_per_batch: null"]
+    return []
+
+
 def one_way_to_validate(model: dict, data: dict, trainer: dict) -> list[str]:
     if data["val_size"] and data["val_datasets"]:
         return ["data.val_size and data.val_datasets are two ways to get validation rows; choose one"]
@@ -191,7 +197,7 @@ def validation_rows_are_named(data: dict) -> list[str]:
 
 RULES = [
     quantized_weights_cannot_train, pissa_needs_exact_weights, adapter_to_continue_is_there, lora_plus_needs_lora, numbers_make_sense,
-    one_way_to_validate,
+    one_way_to_validate, packing_needs_flat_rows,
     device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options,
 ]  # fmt: skip
 FIT_RULES = [windows_are_ours, something_to_train_on, training_ends]

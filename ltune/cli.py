@@ -25,6 +25,7 @@ COMMANDS = {
     "test": Command("ltune.train", "loss on the test rows", trains=True),
     "predict": Command("ltune.train", "answer the rows, with scores; --ckpt_path RUN", trains=True),
     "preview": Command("ltune.apps.preview", "training rows as they will be trained, and the report of all of them"),
+    "plan": Command("ltune.apps.plan", "memory that a run needs, and what to change where there is too little"),
     "check": Command("ltune.apps.check", "all that can be found wrong before training, on one page"),
     "chat": Command("ltune.apps.chat", "talk with a run, an adapter or a model"),
     "templates": Command("ltune.apps.templates", "list the chat templates, or show what one makes of a conversation"),

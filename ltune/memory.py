@@ -115,7 +115,9 @@ class Memory:
                 "Lower data.max_length, set  model.quantize: NF4 , or train fewer weights (model.adapter: LoRA)."
             )
         parts = len(step.batches(self.setting.tokens))
-        log.warning("the GPU's memory was full; going on with %s (%d micro-batches in this step, the same rows and loss)", self.setting, parts)
+        log.warning(
+            "the GPU's memory was full; going on with %s (%d micro-batches in this step, the same rows and loss)", self.setting, parts
+        )
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 import gc
 import logging
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import SumMetric
 
 from ltune.data.collate import Batch, Step
 from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
-from ltune.errors import NonFiniteError, UsageError
-from ltune.memory import Memory, Wanted
+from ltune.errors import UsageError
+from ltune.evaluation import Evaluation
 from ltune.generation.answers import Answers
 from ltune.generation.sampling import Sampling
+from ltune.memory import Memory, Wanted
 from ltune.models.adapters import Adapter, LoRA, trainable_state
 from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
@@ -36,44 +34,12 @@ from ltune.objectives import SFT, Objective
 from ltune.objectives.policy import Policy
 from ltune.optim.groups import build_optimizer, fuse
 from ltune.optim.schedules import Cosine, Schedule
+from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
 
 PROMPTS = 4096  # that the quick way is given at once
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Part:
-    """A micro-batch's share of the step's loss, and its rows."""
-
-    loss: Tensor  # ()
-    rows: tuple[int, ...]
-
-
-@dataclass
-class Outcome:
-    """What an optimizer step came to."""
-
-    values: Tensor  # (2,): loss, and the gradient's norm before clipping
-    parts: list[Part]
-    step: int
-    ready: Any = None  # event after which the values are there
-
-    @property
-    def loss(self) -> float:
-        """Of the step."""
-        return self._read(0)
-
-    @property
-    def norm(self) -> float:
-        """Of the gradient."""
-        return self._read(1)
-
-    def _read(self, place: int) -> float:
-        if self.ready is not None:
-            self.ready.synchronize()
-        return float(self.values[place])
 
 
 class FineTuner(LightningModule):
@@ -132,7 +98,7 @@ class FineTuner(LightningModule):
         self.parts: list[Part] = []  # of the window under way
         self.outcome: Outcome | None = None  # of the last optimizer step
         self.unchecked: Outcome | None = None  # the device may still be at it
-        self.sums = torch.nn.ModuleList()  # of validation and test: "" of all rows, and of each of several data sets
+        self.evaluation: Evaluation
 
     @property
     def rows(self) -> type[Row]:
@@ -274,23 +240,15 @@ class FineTuner(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or float("inf"))
         self.outcome = self.unchecked = Outcome(torch.stack([loss.float(), norm.float()]), parts, self.trainer.global_step + 1)
         if optimizer.param_groups[0].get("fused"):
-            # The step is left out on the device if something is not finite; the host looks one step later, and does not wait.
-            optimizer.found_inf = 1.0 - torch.isfinite(self.outcome.values).all().float()
-            self.outcome.values = self.outcome.values.to("cpu", non_blocking=True)
-            self.outcome.ready = torch.cuda.Event()
-            self.outcome.ready.record()
+            self.outcome.guard(optimizer)  # looked at one step later, so that the host does not wait
         else:
             self.check_outcome()
 
     def check_outcome(self) -> None:
-        """Stop if the last step's loss or gradient is not finite."""
+        """Stop if the last step's loss or gradient is not finite; under 16-mixed the scaler leaves such a gradient's step out itself."""
         outcome, self.unchecked = self.unchecked, None
-        if outcome is None:
-            return
-        if not math.isfinite(outcome.loss):
-            raise NonFiniteError(self._non_finite("loss", outcome.loss, outcome))
-        if not math.isfinite(outcome.norm) and self.trainer.precision != "16-mixed":  # there the scaler skips the step
-            raise NonFiniteError(self._non_finite("gradient norm", outcome.norm, outcome))
+        if outcome is not None:
+            outcome.check(self.data.train_rows.place, norm_too=self.trainer.precision != "16-mixed")
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Nothing of a step that was not taken; and the setting, whose micro-batches round in their own way."""
@@ -312,40 +270,23 @@ class FineTuner(LightningModule):
         """Of the last optimizer step, before clipping."""
         return self.outcome.norm if self.outcome else float("nan")
 
-    def _non_finite(self, what: str, value: float, outcome: "Outcome") -> str:
-        bad = [row for part in outcome.parts if not torch.isfinite(part.loss) for row in part.rows]
-        bad = bad or [row for part in outcome.parts for row in part.rows]
-        places = ", ".join(self.data.train_rows.place(row) for row in bad[:8]) + (" ..." if len(bad) > 8 else "")
-        return (
-            f"the {what} is {value} at step {outcome.step}; the optimizer step was not taken.\n"
-            f"rows: {places or 'on another rank'}\n"
-            "Look at these rows; a lower learning rate, a longer warm-up or bf16 instead of fp16 are the usual cures."
-        )
-
     # -- validation and test ------------------------------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Sums over all rows, and over those of each of several data sets."""
-        self._begin_sums(self.data.val_names)
+        """Begin the sums."""
+        self.evaluation = Evaluation(self.data.val_names, self.device)
 
     def on_test_start(self) -> None:
         """As in validation."""
-        self._begin_sums(self.data.test_names)
-
-    def _begin_sums(self, names: list[str]) -> None:
-        self.names = ["", *(f"/{name}" for name in names)] if len(names) > 1 else [""]
-        self.sums = torch.nn.ModuleList(torch.nn.ModuleList([SumMetric(), SumMetric()]) for _ in self.names).to(self.device)
+        self.evaluation = Evaluation(self.data.test_names, self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sum of token losses, and how many."""
-        loss = self.objective.loss(self.policy, batch).loss * batch.window_tokens
-        for losses, tokens in [self.sums[0], *self.sums[1:][dataloader_idx : dataloader_idx + 1]]:
-            losses.update(loss)
-            tokens.update(len(batch.targets))
+        self.evaluation.add(self.objective.loss(self.policy, batch).loss * batch.window_tokens, len(batch.targets), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """val/loss and val/perplexity, per trained token over all rows and ranks."""
-        self._log_mean("val")
+        """val/loss and val/perplexity."""
+        self._log_evaluation("val")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
@@ -353,12 +294,10 @@ class FineTuner(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """test/loss and test/perplexity."""
-        self._log_mean("test")
+        self._log_evaluation("test")
 
-    def _log_mean(self, stage: str) -> None:
-        for name, (losses, tokens) in zip(self.names, self.sums, strict=True):
-            loss = losses.compute() / tokens.compute().clamp(min=1)
-            self.log_dict({f"{stage}/loss{name}": loss, f"{stage}/perplexity{name}": loss.exp()}, rank_zero_only=True)
+    def _log_evaluation(self, stage: str) -> None:
+        self.log_dict(self.evaluation.results(stage), rank_zero_only=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.trainer.global_step), rank_zero_only=True)
 

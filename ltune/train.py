@@ -29,7 +29,9 @@ from ltune.checkpoints.publish import publish, read_manifest, sweep, write_atomi
 from ltune.checkpoints.run import Finished, RunFolder, settings_of
 from ltune.checkpoints.store import CheckpointStore
 from ltune.checks import check
+from ltune.data.contents import content_hash
 from ltune.data.datamodule import ChatData
+from ltune.data.prepared import cache_folder, hashes_in
 from ltune.errors import ResourceError, UsageError
 from ltune.models.card import Card
 from ltune.models.precision import TruePrecision
@@ -97,7 +99,7 @@ class TrainCLI(LightningCLI):
             self.folder = RunFolder(config.run)
             self.settings = settings_of(self.resolved)
             changed = self.folder.refuse_changes(self.settings, None, None, config.resume.allow)
-            changed |= self.folder.refuse_changes(self.settings, rehash(self.folder), None, config.resume.allow)
+            changed |= self.folder.refuse_changes(self.settings, rehash(self.folder, config.data.cache), None, config.resume.allow)
             if self.folder.finished and not changed:
                 raise Finished(self.folder)
 
@@ -208,14 +210,16 @@ class TrainCLI(LightningCLI):
         )
 
 
-def rehash(folder: RunFolder) -> list[dict] | None:
+def rehash(folder: RunFolder, cache: str | None) -> list[dict] | None:
     """The recorded source files with the hashes they have now; None where there is no record."""
-    from ltune.data.sources import sha256
-
     record = folder.read()
     if record is None:
         return None
-    return [{**source, "sha256": sha256(source["path"]) if Path(source["path"]).exists() else "gone"} for source in record["sources"]]
+    known = hashes_in(cache_folder(cache))
+    return [
+        {**source, "sha256": content_hash(Path(source["path"]), known) if Path(source["path"]).exists() else "gone"}
+        for source in record["sources"]
+    ]
 
 
 def resolved(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
@@ -244,6 +248,10 @@ def main(command: str, argv: list[str]) -> int:
         TrainCLI(FineTuner, ChatData, args=[command, *argv], **cli_options(command, argv))
     except Finished as done:
         print(done)
+    except ValueError as error:  # jsonargparse wraps what a class's constructor refuses, where null is allowed too
+        if isinstance(error.__cause__, UsageError):
+            raise error.__cause__ from error
+        raise
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"the GPU's memory is full: {str(error).splitlines()[0][:300]}\n"

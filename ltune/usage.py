@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from ltune import schema
-from ltune.configuration import check_file, check_value, entries, line_of
+from ltune.configuration import check_file, check_value, entries, is_null, line_of, read_file
+from ltune.data.template_files import from_path, named
 from ltune.errors import UsageError
 from ltune.suggestions import unknown
 
@@ -25,6 +26,7 @@ def precheck(arguments: list[str]) -> None:
     for name, value in _options:
         problems += [f"--{name}: {problem}" for problem in check_option(name, value)]
     problems += [f"{argument} belongs to no option; write  --config {argument}  or  --OPTION {argument}" for argument in strays(arguments)]
+    problems += check_template(arguments)
     if problems:
         shown = problems if len(problems) <= 4 else [*problems[:3], f"... and {len(problems) - 3} more"]
         raise UsageError("\n".join(shown))
@@ -113,6 +115,39 @@ def inner_annotation(path: str, annotation: str, deeper: str) -> tuple[str | Non
     if last not in known:
         return None, unknown(last, path, sorted(known))
     return (known[last].pop(), None) if len(known[last]) == 1 else (None, None)
+
+
+# -- the template ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_template(arguments: list[str]) -> Iterator[str]:
+    """What is wrong with the name or the file that data.template has last."""
+    place, name = "", None
+    for option, value in options(arguments):
+        if option == "data.template":
+            place, name = "--data.template", value if value not in ("null", "~") else None
+        elif option in ("c", "config"):
+            place, name = template_in(Path(value or "")) or (place, name)
+    if name:
+        try:
+            from_path(Path(name).expanduser()) if name.endswith(".jinja") else named(name)
+        except UsageError as error:
+            problem = " ".join(str(error).splitlines())
+            yield f"{place}: {problem.removeprefix('data.template: ') if place.startswith('--') else problem}"
+
+
+def template_in(file: Path) -> tuple[str, str | None] | None:
+    """(file:line, value) of data.template in a file; None where it says nothing of it."""
+    data = next((value for name, _, value in parts(read_file(file)) if name == "data"), None)
+    found = next(((key, value) for name, key, value in parts(data) if name == "template"), None)
+    if found is None or not isinstance(found[1], yaml.ScalarNode):
+        return None
+    return f"{file}:{line_of(found[0])}", None if is_null(found[1]) else found[1].value
+
+
+def parts(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """(name, key, value) of a mapping; nothing for what is none."""
+    return iter(entries(node)) if isinstance(node, yaml.MappingNode) else iter(())
 
 
 # -- what LightningCLI says -----------------------------------------------------------------------------------------------------------

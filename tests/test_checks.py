@@ -18,7 +18,7 @@ SOUND: dict = {
     },
     "data": {
         "datasets": ["rows.jsonl"], "val_datasets": [], "test_datasets": [], "val_size": 0, "batch_size": 2, "max_length": 2048,
-        "workers": 0, "max_rows": None, "tokens_per_batch": None, "processes": None,
+        "workers": 0, "max_rows": None, "tokens_per_batch": None, "layout": "flat", "processes": None,
     },
     "trainer": {
         "accelerator": "cpu", "devices": "auto", "strategy": "auto", "precision": "32-true", "default_root_dir": None,
@@ -80,6 +80,7 @@ def test_a_sound_configuration_passes():
         ({"data__workers": -1}, ["data.workers is not negative, got -1"]),
         ({"data__max_rows": 0}, ["data.max_rows", "got 0"]),
         ({"data__tokens_per_batch": 1}, ["data.tokens_per_batch", "at least 2", "got 1"]),
+        ({"data__tokens_per_batch": 64, "data__layout": "padded"}, ["data.tokens_per_batch", "data.layout: flat"]),
         ({"data__val_size": 1.5}, ["data.val_size", "got 1.5"]),
         ({"data__val_size": 1.0}, ["data.val_size", "1.0", "write 1"]),
         ({"data__val_size": 0.1, "data__val_datasets": ["a"]}, ["data.val_size and data.val_datasets", "choose one"]),

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ltune import schema
 from ltune.usage import check_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,12 @@ def test_a_fragment_changes_what_it_says(file, plain):
         assert check_file(file) == []  # refused where there is no GPU
     else:
         assert (parsed(ROOT / "configs" / "sft.yaml", *needs(file), file) != plain) == (file.stem not in says_the_same)
+
+
+def test_the_commented_configuration_has_every_key():
+    written = yaml.safe_load((ROOT / "configs" / "sft.yaml").read_text())
+    for name in ("model", "data", "checkpoint", "resume"):
+        assert sorted(written[name]) == sorted(schema.section(name))
 
 
 def needs(file: Path) -> list[Path]:

@@ -184,12 +184,12 @@ def with_template(source: str):
         (shutil.rmtree, ["no folder ./base", "hub id"]),
         (without("tokenizer.json", "tokenizer_config.json"), ["the folder ./base has no tokenizer", "tokenizer.json"]),
         (without("chat_template.jinja"), ["data.template: null", "tokenizer has none", "--data.template"]),
-        (with_template("{% for m in messages %}{{ m.content }}{% endfor %}"), ["no {% generation %} marks", "--data.template"]),
+        (with_template("{% for m in messages %}{{ m.role }}{% endfor %}"), ["of the tokenizer", "answers do not show in its text"]),
         (without("config.json"), ["base"]),
         (without("model.safetensors"), ["the folder ./base has no weights", "model.safetensors"]),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"broken"), ["cannot get the weights", "folder ./base"]),
     ],
-    ids=["no folder", "no tokenizer", "no chat template", "no generation marks", "no config", "no weights", "broken weights"],
+    ids=["no folder", "no tokenizer", "no chat template", "no answers in the template", "no config", "no weights", "broken weights"],
 )
 def test_a_model_folder_that_lacks_something_is_named_with_what_it_lacks(refused, tmp_path, change, words):
     shutil.copytree(EMBEDDED, tmp_path / "base")
@@ -272,6 +272,8 @@ def test_a_file_in_the_place_of_the_run_folder_or_the_cache_is_named(refused, tm
         ("data: [", "wrong.yaml:2: not valid YAML"),
         ("data: &a {datasets: [*a]}", "wrong.yaml:1: data.datasets"),
         ("data: {system: \x01}", "not valid YAML"),
+        ("\ndata:\n  template: chatmk", "wrong.yaml:3: data.template: there is no template chatmk. Did you mean chatml?"),
+        ("data: {template: other.jinja}", "wrong.yaml:1: data.template: there is no file other.jinja."),
     ],
 )
 def test_a_wrong_configuration_is_named_by_file_line_and_key(tmp_path, monkeypatch, text, said):
@@ -289,7 +291,7 @@ def test_a_wrong_configuration_is_named_by_file_line_and_key(tmp_path, monkeypat
         (["--data.batch", "3"], 'data.batch is not an option; did you mean "batch_size"?'),  # abbreviations are off
         (["--mod.model", "x"], 'did you mean "model"?'),
         (["--data.batch_size", "two"], "--data.batch_size: wants a whole number, got 'two'"),
-        (["--data.truncation=rihgt"], '"rihgt" is none of drop, left, llamafactory'),
+        (["--data.truncation=rihgt"], '"rihgt" is none of drop, error, left, llamafactory, split'),
         (["--data.datasets", "rows.jsonl"], "--data.datasets: is a list, got 'rows.jsonl'; write [rows.jsonl]"),
         (["--data.datasets", "[{name: a, max_row: 3}]"], 'did you mean "max_rows"?'),
         (["--model.adapter", "LoRa"], 'did you mean "LoRA"?'),
@@ -297,6 +299,8 @@ def test_a_wrong_configuration_is_named_by_file_line_and_key(tmp_path, monkeypat
         (["--model.sampling.top_k", "x"], "--model.sampling.top_k: wants a whole number"),
         (["config.yaml"], "config.yaml belongs to no option; write  --config config.yaml"),
         (["--config", "."], "that is a folder"),
+        (["--data.template", "lama3"], "--data.template: there is no template lama3. Did you mean llama3?"),
+        (["--data.template", "other.jinja"], "--data.template: there is no file other.jinja."),
     ],
 )
 def test_a_wrong_command_line_is_named_by_its_option(arguments, said):
@@ -319,6 +323,19 @@ def test_a_wrong_command_line_is_named_by_its_option(arguments, said):
 )
 def test_a_sound_command_line_passes(arguments):
     precheck(arguments)
+
+
+def test_the_template_that_is_named_last_is_looked_for(tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    (tmp_path / "wrong.yaml").write_text("data: {template: chatmk}\n")
+    (tmp_path / "right.yaml").write_text(f"data: {{template: {tmp_path / 'own.jinja'}}}\n")
+    wrong, right = ["--config", str(tmp_path / "wrong.yaml")], ["--config", str(tmp_path / "right.yaml")]
+    for last in (right, ["--data.template", "null"], ["--data.template=chatml"]):
+        precheck([*wrong, *last])
+        with pytest.raises(UsageError, match="chatmk"):
+            precheck([*last, *wrong])
+    with pytest.raises(UsageError, match="Did you mean .*own.jinja"):
+        precheck(["--data.template", str(tmp_path / "onw.jinja")])
 
 
 def test_every_shipped_configuration_passes():

@@ -63,6 +63,7 @@ def test_a_run_leaves_what_it_should_and_the_same_command_says_it_is_finished(lt
         "train/grad_norm",
         "train/tokens_per_second",
         "train/samples_per_second",
+        "train/step_seconds",
         "train/epoch",
         "train/peak_memory_gib",
     }
@@ -138,6 +139,18 @@ def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, 
     assert adapter_hash(run) == expected
 
 
+WITH_STOP_AFTER = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+
+
+def stop_after(step: int, signum: int) -> list[str]:
+    """Options that send the signal while this step is under way."""
+    return [
+        "--trainer.callbacks+=stop_after.StopAfter",
+        f"--trainer.callbacks.step={step}",
+        f"--trainer.callbacks.signum={int(signum)}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("stop_at", "signum", "every"),
     [(3, signal.SIGINT, 1), (4, signal.SIGINT, 100), (5, signal.SIGINT, 1), (5, signal.SIGKILL, 100)],
@@ -147,21 +160,7 @@ def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, signum, ev
     options = ["--data.val_size", 4, "--checkpoint.every", every, "--data.batch_size", 1, "--trainer.accumulate_grad_batches", 5]
     whole = ltune("fit", "--config", config, "--run", "whole", *options)
     assert whole.returncode == 0, whole.stderr
-    callback = [
-        "--trainer.callbacks+=stop_after.StopAfter",
-        f"--trainer.callbacks.step={stop_at}",
-        f"--trainer.callbacks.signum={int(signum)}",
-    ]
-    stopped = ltune(
-        "fit",
-        "--config",
-        config,
-        "--run",
-        "stopped",
-        *options,
-        *callback,
-        env={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])},
-    )
+    stopped = ltune("fit", "--config", config, "--run", "stopped", *options, *stop_after(stop_at, signum), env=WITH_STOP_AFTER)
     assert stopped.returncode == (130 if signum == signal.SIGINT else -9), stopped.stderr
     again = ltune("fit", "--config", config, "--run", "stopped", *options)
     assert again.returncode == 0, again.stderr
@@ -170,6 +169,23 @@ def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, signum, ev
     assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "whole"))
 
 
+def test_micro_batches_of_so_many_tokens_train_and_go_on_exactly(ltune, config, tmp_path, metrics):
+    options = ["--data.tokens_per_batch", 100, "--trainer.accumulate_grad_batches", 2, "--checkpoint.every", 1]
+    whole = ltune("fit", "--config", config, "--run", "whole", *options)
+    assert whole.returncode == 0, whole.stderr
+    stopped = ltune("fit", "--config", config, "--run", "stopped", *options, *stop_after(3, signal.SIGINT), env=WITH_STOP_AFTER)
+    assert stopped.returncode == 130, stopped.stderr
+    assert not (tmp_path / "stopped" / "adapter").exists()
+    again = ltune("fit", "--config", config, "--run", "stopped", *options)
+    assert again.returncode == 0, again.stderr
+    assert "resuming stopped after step 3" in again.stderr
+    assert adapter_hash(tmp_path / "stopped") == adapter_hash(tmp_path / "whole")
+    tokens = json.loads((tmp_path / "whole" / "data_report.json").read_text())["total"]["tokens"]
+    assert 100 * 7 < tokens <= 100 * 8  # so that there are 8 micro-batches at least, 2 a step
+    assert [line["step"] for line in metrics(tmp_path / "whole")] == list(range(1, 2 * 4 + 1))
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "whole"))
+
+
 def timeless(lines: list[dict]) -> list[dict]:
     """Metrics without those that differ from run to run."""
-    return [{name: value for name, value in line.items() if "per_second" not in name and "memory" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if "second" not in name and "memory" not in name} for line in lines]

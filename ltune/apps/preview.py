@@ -126,7 +126,7 @@ def print_rows(rows: Iterator[ShownRow], rehearsal: Rehearsal, count: int) -> No
     coloured = in_colour(sys.stdout)
     all_rows = len(rehearsal.datamodule.train_rows)
     if count:
-        print(f"{LEGEND_COLOURED if coloured else LEGEND_MARKED}; rows in the order of the files\n")
+        print(f"{LEGEND_COLOURED if coloured else LEGEND_MARKED}; rows in the order of {order(rehearsal)}\n")
     for row in rows:
         print(f"--- row {row.number:,} of {all_rows:,}, {printable(row.place)}: {len(row.tokens):,} tokens, {row.trained:,} trained")
         print(paint(row.tokens, coloured))
@@ -134,6 +134,14 @@ def print_rows(rows: Iterator[ShownRow], rehearsal: Rehearsal, count: int) -> No
             text = f"... and {row.padding:,} × padding, in its micro-batch of the first epoch"
             print(f"{GREY}{text}{PLAIN}" if coloured else text)
         print()
+
+
+def order(rehearsal: Rehearsal) -> str:
+    """What the rows' order is that of. Each epoch shuffles it."""
+    from ltune.data.mixing import Concatenate
+
+    mix = rehearsal.datamodule.mix
+    return "the files" if isinstance(mix, Concatenate) else f"data.mix: {type(mix).__name__}"
 
 
 def print_report(rehearsal: Rehearsal) -> None:

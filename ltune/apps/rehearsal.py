@@ -98,5 +98,5 @@ class Rehearsal(TrainCLI):
         """
         folder, settings = RunFolder(self.asked.run), settings_of(self.resolved)
         data = getattr(self, "datamodule", None)
-        sources = data.sources if data is not None and data.prepared else rehash(folder)
+        sources = data.sources if data is not None and data.prepared else rehash(folder, self.asked.data.cache)
         return folder, folder.refuse_changes(settings, sources, self.world_size, self.asked.resume.allow)

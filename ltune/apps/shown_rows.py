@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A training row. ``number`` counts from 1, in file order; ``padding`` is what its micro-batch of the first epoch adds."""
+    """A training row. ``number`` counts from 1, in file order or the mix's; ``padding`` is what its micro-batch of the first epoch adds."""
 
     number: int
     place: str
@@ -38,7 +38,7 @@ class ShownRow:
 
 
 def shown_rows(data: ChatData, count: int, begin: str | None) -> Iterator[ShownRow]:
-    """Yields ``count`` training rows in file order, from the one that ``begin`` names (None: the first).
+    """Yields ``count`` training rows in file order (or the mix's), from the one that ``begin`` names (None: the first).
 
     Args:
         data: With its rows prepared.
@@ -71,7 +71,13 @@ def _padding(data: ChatData, numbers: set[int]) -> dict[int, int]:
     rows = data.train_rows
     # Micro-batches are the same over all ranks and steps, so how many of these there are does not matter
     sampler = WindowSampler(
-        rows.trained, seed=data.seed, batch_size=data.batch_size, accumulate=1, rank=0, world_size=1, micro_batches=data._packed()
+        rows.trained,
+        seed=data.seed,
+        batch_size=data.batch_size,
+        accumulate=1,
+        rank=0,
+        world_size=1,
+        micro_batches=data.packed_micro_batches(),
     )
     found: dict[int, int] = {}
     for together in sampler.micro_batches(epoch=0):

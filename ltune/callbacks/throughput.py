@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ltune.callbacks.when import at_log_step
+from ltune.callbacks.when import at_log_step, stepped
 
 if TYPE_CHECKING:
     from ltune.data.collate import Batch
 
 
 class Throughput(Callback):
-    """Logs train/tokens_per_second and train/samples_per_second (all ranks together, padding and validation left out) and
-    train/peak_memory_gib (of the fullest rank: what torch allocated on the GPU, or the process's resident memory on the CPU).
+    """Logs train/tokens_per_second and train/samples_per_second (all ranks together, padding and validation left out),
+    train/step_seconds (of an optimizer step) and train/peak_memory_gib (of the fullest rank: what torch allocated on the GPU, or the
+    process's resident memory on the CPU).
 
     The rates are those since the previous logged step; the first one's includes the warm-up.
     """
@@ -37,9 +38,10 @@ class Throughput(Callback):
         self._started += time.perf_counter() - self._paused
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: "Batch", batch_idx: int) -> None:
-        """Count the micro-batch; the device is only waited for when logging."""
+        """Count the step; the device is only waited for when logging."""
         self._tokens += batch.tokens
         self._samples += len(batch.rows)
+        self._steps += stepped(trainer)
         if not at_log_step(trainer):
             return
         device = trainer.strategy.root_device
@@ -51,6 +53,7 @@ class Throughput(Callback):
         values = {
             "train/tokens_per_second": ranks[:, 0].sum() / seconds,
             "train/samples_per_second": ranks[:, 1].sum() / seconds,
+            "train/step_seconds": torch.tensor(seconds / self._steps, dtype=torch.float64),
             "train/peak_memory_gib": ranks[:, 2].max() / 2**30,
         }
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
@@ -58,7 +61,7 @@ class Throughput(Callback):
 
     def _restart(self) -> None:
         self._started = self._paused = time.perf_counter()
-        self._tokens = self._samples = 0
+        self._tokens = self._samples = self._steps = 0
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,7 +10,8 @@ from ltune.errors import LtuneError, UsageError
 
 # Settings that cannot change what is trained: they may differ when a run goes on.
 HARMLESS = (
-    "run", "config", "resume", "checkpoint", "model.sampling", "data.processes", "data.workers", "data.cache", "data.test_datasets",
+    "run", "config", "resume", "checkpoint", "model.sampling", "model.generation_tokens", "data.processes", "data.workers", "data.cache",
+    "data.test_datasets",
     "trainer.logger", "trainer.callbacks", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary",
     "trainer.enable_checkpointing", "trainer.enable_autolog_hparams", "trainer.profiler", "trainer.barebones", "trainer.max_time",
     "trainer.num_sanity_val_steps", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches",

@@ -80,16 +80,12 @@ class Step:
     def _arranged(self, most: int) -> list[tuple[int, ...]]:
         """Whole micro-batches side by side as long as they fit; one that does not fit alone is halved until its parts do."""
         parts: list[tuple[int, ...]] = []
-        room = 0
         for rows in self.micro_batches:
             for part in self._halved(rows, most):
-                tokens = self._size(part)
-                if parts and tokens <= room:
+                if parts and self._size(parts[-1] + part) <= most:
                     parts[-1] += part
                 else:
                     parts.append(part)
-                    room = most
-                room -= tokens
         return parts
 
     def _halved(self, rows: tuple[int, ...], most: int) -> list[tuple[int, ...]]:

@@ -7,11 +7,16 @@ set the change time, so a changed file is noticed whatever was done to it, short
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256 as sha256_of
 from pathlib import Path
+from typing import TypeVar
 
 from ltune.data.read import sha256
+from ltune.errors import UsageError
+
+T = TypeVar("T")
 
 LARGE = 16 << 20  # bytes; a smaller file is hashed in less time than its record is worth
 SETTLED = 2.0  # seconds; a file that was written within these may change again without its times showing it
@@ -24,22 +29,35 @@ def content_hash(path: str | Path, memory: str | Path) -> str:
         path: The file.
         memory: Folder of the hashes that are known; one that cannot be written is done without.
     """
-    before = os.stat(path)
-    if before.st_size < LARGE:
+    before = identity(path)
+    if before[0] < LARGE:
         return sha256(path)
     record = Path(memory) / f"{sha256_of(os.fsencode(os.path.abspath(path))).hexdigest()[:32]}.json"
     known = _read(record)
-    if known is not None and known[0] == _identity(before):
+    if known is not None and known[0] == before:
         return known[1]
     digest = sha256(path)
-    after = os.stat(path)
-    if _identity(after) == _identity(before) and time.time() - max(after.st_mtime, after.st_ctime) > SETTLED:
-        _write(record, path, _identity(after), digest)
+    if identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED:
+        _write(record, path, before, digest)
     return digest
 
 
-def _identity(found: os.stat_result) -> list[int]:
+def identity(path: str | Path) -> list[int]:
+    """What changes with the file: size, modification and change time in nanoseconds, inode."""
+    found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def while_unchanged(items: Iterator[T], known: dict[Path, list[int]]) -> Iterator[T]:
+    """The items, which are made from files with these identities.
+
+    Raises:
+        UsageError: At the end, if one of the files has changed meanwhile: what was read is neither the one nor the other.
+    """
+    yield from items
+    for path, before in known.items():
+        if identity(path) != before:
+            raise UsageError(f"{path} changed while it was read.\nStart again when nothing writes to it any more.")
 
 
 def _read(record: Path) -> tuple[list[int], str] | None:

@@ -16,6 +16,7 @@ from ltune.data.packing import pack
 from ltune.data.prepared import Prepared, prepare
 from ltune.data.prompts import Prompts
 from ltune.data.read import BadRows
+from ltune.data.remarks import remarks
 from ltune.data.report import show_row, write_report
 from ltune.data.rows import Chat, Row, Text
 from ltune.data.sampler import InOrder, WindowSampler, epoch_order
@@ -104,6 +105,7 @@ class ChatData(LightningDataModule):
         self.prepared: dict[str, Prepared] = {}  # of train, val, test, as far as asked for
         self.resumed_at = (0, 0)  # (epoch, window) that training goes on with
         self._trained_up_to: tuple[int, int] | None = None
+        self.prompts_at_once: int | None = None  # set by who answers them; None: batch_size
 
     @property
     def _trainer(self) -> Trainer:
@@ -178,9 +180,12 @@ class ChatData(LightningDataModule):
         return [source for prepared in self.prepared.values() for source in prepared.report["sources"]]
 
     def report(self, folder: Path) -> None:
-        """Write data_report.json and show the first row as it is trained."""
-        write_report(self.prepared["all"].report, folder / "data_report.json")
-        log.info("first row, trained part marked:\n%s", show_row(self.train_rows[0], self.tokenizer))
+        """Write data_report.json, say what is worth a second look in it, and show the first row as it is trained."""
+        report = self.prepared["all"].report
+        write_report(report, folder / "data_report.json")
+        for remark in remarks(report):
+            log.warning("data: %s", remark)
+        log.info("first row, ⟦trained⟧ or green, ‹control› or cyan:\n%s", show_row(self.train_rows[0], self.tokenizer))
 
     # -- batches ------------------------------------------------------------------------------------------------------------------
 
@@ -198,10 +203,10 @@ class ChatData(LightningDataModule):
             rank=self._trainer.global_rank,
             world_size=self._trainer.world_size,
             start=self.resumed_at,
-            micro_batches=self._packed(),
+            micro_batches=self.packed_micro_batches(),
         )
 
-    def _packed(self) -> list[tuple[int, ...]] | None:
+    def packed_micro_batches(self) -> list[tuple[int, ...]] | None:
         """The micro-batches of ``tokens_per_batch``; packed once, so that every epoch has as many steps."""
         if self.tokens_per_batch is None:
             return None
@@ -212,8 +217,12 @@ class ChatData(LightningDataModule):
         """The step of the first epoch whose micro-batches have the most tokens: where it fits, all others do."""
         sampler = self.window_sampler()
         lengths = np.asarray(self.train_rows.prepared.lengths)[self.train_rows.indices]
-        windows = [sampler._deal(batches, (0, 0)) for batches in _chunks(sampler.micro_batches(0), self.accumulate * sampler.world_size)]
-        window = max(windows, key=lambda one: sum(int(lengths[list(rows)].sum()) for rows in one.micro_batches))
+        micro_batches = sampler.micro_batches(0)
+        begins = np.cumsum([0, *map(len, micro_batches[:-1])])
+        tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
+        size = self.accumulate * sampler.world_size
+        number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
+        window = sampler.deal(micro_batches[number * size : (number + 1) * size], (0, number))
         batches = Batches(self.train_rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
         return batches[window]  # type: ignore[return-value]  # a window gives a step
 
@@ -232,10 +241,15 @@ class ChatData(LightningDataModule):
         return loaders[0] if len(loaders) == 1 else loaders
 
     def predict_dataloader(self) -> DataLoader:
-        """Prompts of the test data sets (or of ``datasets``), each up to its last answer."""
+        """Prompts of the test data sets (or of ``datasets``), each up to its last answer; those of about the same length side by side."""
         prompts = Prompts.read(self.test_datasets or self.datasets, self.folder, self.rows, self.encoder, self.max_rows, self.bad_rows)
         mine = prompts.of_rank(self._trainer.global_rank, self._trainer.world_size)
-        return DataLoader(mine, batch_size=self.batch_size, collate_fn=list)
+        limit = self._trainer.limit_predict_batches
+        if isinstance(limit, float) and limit < 1:  # of the batches in file order, which Lightning counts
+            return DataLoader(mine, batch_size=self.batch_size, collate_fn=list)
+        if isinstance(limit, int):
+            mine = mine.first(limit * self.batch_size)
+        return DataLoader(mine.longest_first(), batch_size=self.prompts_at_once or self.batch_size, collate_fn=list)
 
     def _in_order(self, rows: Split) -> DataLoader:
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
@@ -272,10 +286,6 @@ class ChatData(LightningDataModule):
         limit = self._trainer.limit_train_batches
         whole = len(self.window_sampler())
         return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-
-
-def _chunks(items: list, size: int) -> list[list]:
-    return [items[begin : begin + size] for begin in range(0, len(items), size)]
 
 
 def _unchanged(batch):

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ltune.data.chunks import Made, Part
-from ltune.data.contents import content_hash
+from ltune.data.contents import content_hash, identity, while_unchanged
 from ltune.data.encode import Encoder
 from ltune.data.processes import encode_rows
 from ltune.data.read import BadRows, place_prefixes
@@ -121,18 +121,15 @@ def prepare(
     sources = [resolve(dataset, folder) for dataset in datasets]
     parts = [Part(source, max_rows if source.max_rows is None else source.max_rows) for source in sources]
     cache = cache_folder(cache)
-    files = [
-        {"name": part.source.name, "path": str(file), "sha256": content_hash(file, hashes_in(cache))}
-        for part in parts
-        for file in part.source.files
-    ]
+    files, identities = _hashed(parts, hashes_in(cache))
     target = cache / _key(parts, files, rows, encoder, bad_rows)
     if (found := _open(target)) is not None:
         return found
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
-        _build(target, parts, files, encode_rows(parts, rows, encoder, processes, bad_rows))
+        chunks = encode_rows(parts, rows, encoder, processes, bad_rows)
+        _build(target, parts, files, while_unchanged(chunks, identities))
     except OSError as error:
         raise ResourceError(f"data.cache: cannot write the tokenised rows to {cache}: {error}") from error
     return Prepared(target)
@@ -148,6 +145,18 @@ def cache_folder(cache: str | Path | None) -> Path:
 def hashes_in(cache: Path) -> Path:
     """Where the hashes of the source files are remembered."""
     return cache / "hashes"
+
+
+def _hashed(parts: list[Part], memory: Path) -> tuple[list[dict], dict[Path, list[int]]]:
+    files, identities = [], {}
+    for source in (part.source for part in parts):
+        for file in source.files:
+            try:
+                identities[file] = identity(file)
+                files.append({"name": source.name, "path": str(file), "sha256": content_hash(file, memory)})
+            except OSError as error:
+                raise UsageError(f"data set {source.name}: {file} cannot be read: {error.strerror}") from error
+    return files, identities
 
 
 def _key(parts: list[Part], files: list[dict], rows: type[Row], encoder: Encoder, bad_rows: BadRows) -> str:
@@ -223,7 +232,8 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
             values = (made.input_ids, made.labels, offsets, made.lengths, made.trained, origins)
             for name, value in zip(ARRAYS, values, strict=True):
                 arrays[name].append(value)
-            tallies[made.part][1].__iadd__(made.tally)
+            tally = tallies[made.part][1]
+            tally += made.tally
             read_rows.update({(made.part, prefix): count for prefix, count in made.read.items()})
     _refuse_nothing(tallies)
     named = [(part, prefix) for part, cut in enumerate(parts) for prefix in place_prefixes(cut.source.files)]
@@ -234,7 +244,8 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
 def _refuse_nothing(tallies: list[tuple[str, Tally]]) -> None:
     for name, tally in tallies:
         if not tally.counts["rows"]:
-            reasons = [f"{entry['rows']} rows: {reason} (first: {entry['places'][0]})" for reason, entry in tally.dropped.items()]
+            left_out = tally.dropped | tally.skipped
+            reasons = [f"{entry['rows']} rows: {reason} (first: {entry['places'][0]})" for reason, entry in left_out.items()]
             raise UsageError("\n".join([f"data set {name}: no row of it can be trained on.", *reasons[:3]]))
 
 

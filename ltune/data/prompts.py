@@ -63,6 +63,14 @@ class Prompts(torch.utils.data.Dataset):
         """Every ``world_size``-th prompt, from ``rank`` on."""
         return Prompts(self.prompts[rank::world_size])
 
+    def first(self, count: int) -> "Prompts":
+        """So many, from the first on."""
+        return Prompts(self.prompts[:count])
+
+    def longest_first(self) -> "Prompts":
+        """By length, so that what lies in a batch needs little padding, and too little memory shows at once."""
+        return Prompts(sorted(self.prompts, key=lambda prompt: -len(prompt.ids)))
+
     def __len__(self) -> int:
         return len(self.prompts)
 

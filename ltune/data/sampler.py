@@ -82,7 +82,7 @@ class WindowSampler(Sampler[Window]):
         micro_batches = self.micro_batches(epoch)
         size = self.accumulate * self.world_size
         for number in range(window, len(self)):
-            yield self._deal(micro_batches[number * size : (number + 1) * size], (epoch, number))
+            yield self.deal(micro_batches[number * size : (number + 1) * size], (epoch, number))
 
     def micro_batches(self, epoch: int) -> list[tuple[int, ...]]:
         """All micro-batches of an epoch, over all ranks, in their order."""
@@ -91,8 +91,8 @@ class WindowSampler(Sampler[Window]):
         order = epoch_order(len(self.trained), self.seed, epoch)
         return [tuple(order[begin : begin + self.batch_size]) for begin in range(0, len(order), self.batch_size)]
 
-    def _deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int]) -> Window:
-        """Micro-batch j of the window goes to rank j modulo the number of ranks."""
+    def deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int]) -> Window:
+        """This rank's share of a window; micro-batch j goes to rank j modulo the number of ranks."""
         tokens = int(sum(self.trained[list(rows)].sum() for rows in micro_batches))
         return Window(tuple(micro_batches[self.rank :: self.world_size]), tokens, position)
 

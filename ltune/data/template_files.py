@@ -103,7 +103,9 @@ def from_path(path: Path, drops_history: bool = False) -> TemplateFile:
     """
     try:
         if not path.is_file():
-            raise UsageError(f"data.template: there is no file {path}.")
+            near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.jinja")], 1)
+            hint = f"Did you mean {path.parent / near[0]}?" if near else f"Looked from {Path.cwd()}"
+            raise UsageError(f"data.template: there is no file {path}.\n{hint}")
         if path.stat().st_size > LARGEST:
             raise UsageError(f"data.template: {path} has {path.stat().st_size:,} bytes; a chat template has a few thousand.")
         source = path.read_text(encoding="utf-8")

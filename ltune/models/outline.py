@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from ltune.errors import UsageError
-from ltune.models.adapters import Adapter, LoRA, set_trainable_dtype
 from ltune.models.adapters import DTYPES as TRAINED_DTYPES
+from ltune.models.adapters import Adapter, LoRA, set_trainable_dtype
 from ltune.models.load import load_config, quantization_for
 from ltune.models.quantize import Quantizer, is_quantized, prepare_quantized
 from ltune.models.tokenizer import hub_arguments, resolve_model
@@ -165,7 +165,7 @@ def _packed(causal: nn.Module) -> dict[int, tuple[int, int]]:
         if isinstance(module, Linear4bit):
             count = module.in_features * module.out_features
             blocks = -(-count // BLOCK)
-            twice = module.weight.compress_statistics
+            twice = cast(Any, module.weight).compress_statistics
             found[id(module.weight)] = -(-count // 2), blocks + 4 * -(-blocks // SUPERBLOCK) if twice else 4 * blocks
         elif isinstance(module, Linear8bitLt):
             found[id(module.weight)] = module.in_features * module.out_features, 4 * module.out_features

@@ -50,7 +50,7 @@ def _inner(config: Any) -> int:
 
 
 def of_layer(shape: PlainShape, tokens: int) -> int:
-    """What a layer's autograd keeps: both norms' inputs in float32 and outputs, q, k, v, what is attended twice, gate, up and their product."""
+    """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended, twice; gate, up and their product."""
     row = shape.size * (2 * shape.hidden + shape.qkv + 2 * shape.attended + 4 * shape.inner) + 8 * shape.hidden
     if shape.dropout:
         row += (shape.size + 1) * (5 * shape.hidden + shape.attended + shape.inner)

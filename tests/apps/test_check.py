@@ -48,11 +48,18 @@ def test_every_section_says_what_is_wrong(folder, capsys):
 
 
 def test_without_a_template_the_data_cannot_be_looked_at(folder, capsys):
-    code, verdicts, page, _ = check(capsys, "--data.template", "chatmk")
+    (folder / "mute.jinja").write_text("{% for message in messages %}{{ message.role }}{% endfor %}")
+    code, verdicts, page, _ = check(capsys, "--data.template", "mute.jinja")
     assert code == 2
     assert (verdicts["tokenizer and template"], verdicts["data"], verdicts["run folder"]) == ("wrong", "--", "ok")
-    assert "Did you mean chatml?" in page
+    assert "the chat template mute.jinja: its answers do not show in its text" in page
     assert "data: not looked at, as tokenizer and template is not right" in page
+
+
+def test_a_name_that_is_no_templates_is_told_at_once(folder, capsys):
+    code, verdicts, page, err = check(capsys, "--data.template", "chatmk")
+    assert (code, verdicts, page) == (2, {}, "")
+    assert "--data.template: there is no template chatmk. Did you mean chatml?" in err
 
 
 def test_a_warning_is_on_the_page_and_is_not_wrong(folder, capsys):

@@ -112,8 +112,19 @@ def test_padding_is_shown_where_rows_are_padded(folder, capsys):
     lengths = [int(found) for found in re.findall(r": (\d+) tokens", out)]
     assert re.findall(r"(\d+) × padding", out) == [str(max(lengths) - min(lengths))]
     assert "padding" not in preview(capsys, "--data.layout", "padded", "--data.batch_size", 1)[1]
-    assert "padding" not in preview(capsys, "--data.layout", "padded", "--data.batch_size", 2, "--data.tokens_per_batch", 64)[1]
-    assert "× padding" in preview(capsys, "--data.layout", "padded", "--data.batch_size", 1, "--data.tokens_per_batch", 128)[1]
+    assert "padding" not in preview(capsys, "--data.tokens_per_batch", 64)[1]
+
+
+def test_rows_of_a_mix_come_in_its_order(folder, capsys):
+    shutil.copy("rows.jsonl", "more.jsonl")
+    names = ["rows.jsonl", "more.jsonl"]
+    for mix, order, places in (
+        ("Concatenate", "the files", ["rows.jsonl:1", "rows.jsonl:2", "more.jsonl:1", "more.jsonl:2"]),
+        ("Interleave", "data.mix: Interleave", ["rows.jsonl:1", "more.jsonl:1", "rows.jsonl:2", "more.jsonl:2"]),
+    ):
+        out = preview(capsys, f"--data.datasets={names}", "--data.mix", mix, "-n", 4)[1]
+        assert f"; rows in the order of {order}\n" in out
+        assert re.findall(r"--- row \d of 4, (\S+):", out) == places
 
 
 def test_every_option_of_fit_can_be_given(folder, capsys):
@@ -226,6 +237,7 @@ def test_a_row_is_harmless_in_a_real_browser(folder, capsys):
     ("arguments", "said"),
     [
         (["--data.template", "chatmk"], "Did you mean chatml?"),
+        (["--data.layout", "padded", "--data.tokens_per_batch", "64"], "set  data.layout: flat"),
         (["--data.datasets=[none.jsonl]"], "none.jsonl"),
         (["--data.max_length", "1"], "data.max_length is at least 2, got 1"),
         (["--data.truncation", "rihgt"], "data.truncation"),

@@ -8,7 +8,8 @@ from hashlib import sha256
 import pytest
 
 from ltune.data import contents
-from ltune.data.contents import LARGE, content_hash
+from ltune.data.contents import LARGE, content_hash, identity, while_unchanged
+from ltune.errors import UsageError
 
 BYTES = b"a" * LARGE
 
@@ -73,6 +74,16 @@ def test_a_torn_record_and_a_folder_that_cannot_be_written_are_done_without(file
     assert content_hash(file, tmp_path / "memory") == sha256(BYTES).hexdigest()
     (tmp_path / "no folder").write_text("")
     assert content_hash(file, tmp_path / "no folder") == sha256(BYTES).hexdigest()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(file):
+    known = {file: identity(file)}
+    assert list(while_unchanged(iter([1, 2]), known)) == [1, 2]
+    items = while_unchanged(iter([1, 2]), known)
+    assert next(items) == 1
+    file.write_bytes(b"other")
+    with pytest.raises(UsageError, match="changed while it was read"):
+        list(items)
 
 
 def test_a_small_file_is_hashed_each_time(tmp_path):

@@ -123,6 +123,34 @@ def test_a_file_of_bad_rows_only_is_refused(tmp_path, make):
         make(["bad.jsonl"], bad_rows="skip")
 
 
+def test_micro_batches_of_so_many_tokens(make):
+    data = make(["a.jsonl", "b.jsonl"], tokens_per_batch=40, accumulate=2)
+    packed = data.packed_micro_batches()
+    assert sorted(row for rows in packed for row in rows) == list(range(9))
+    lengths = {row: len(data.train_rows[row]) for row in range(9)}
+    assert max(sum(lengths[row] for row in rows) for rows in packed) <= 40
+    assert len(packed) < 9
+    steps = list(data.train_dataloader())
+    assert {rows for step in steps for rows in step.micro_batches} == set(packed)
+    assert [step.position for step in steps] == [(0, number) for number in range(-(-len(packed) // 2))]
+    assert make(["a.jsonl"]).packed_micro_batches() is None
+
+
+def test_the_report_says_what_is_worth_a_second_look(make, tmp_path, caplog):
+    (tmp_path / "same.jsonl").write_text('{"instruction": "hi", "output": ""}\n' * 4)
+    data = make(["a.jsonl", "same.jsonl"])
+    with caplog.at_level("INFO", logger="ltune"):
+        data.report(tmp_path)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("ltune")]
+    assert [line.partition(" (first")[0] for line in said[:-1]] == [
+        "data: same.jsonl: 4 rows with an empty answer: the model learns to say nothing",
+        "data: same.jsonl: all 4 answers are the same; is the answer in the right column?",
+        "data: 3 of 10 rows (30.0%) are the same, token by token, as an earlier one",
+    ]
+    assert said[-1].startswith("first row, ⟦trained⟧ or green, ‹control› or cyan:\n")
+    assert (tmp_path / "data_report.json").exists()
+
+
 def test_one_row_is_a_batch(make):
     data = make([Dataset("a.jsonl", max_rows=1)], batch_size=8)
     batches = list(data.train_dataloader())

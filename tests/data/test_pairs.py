@@ -102,9 +102,8 @@ def test_the_sample_pairs_and_rated_rows_are_cut_as_llamafactory_cuts_them(share
         """Rule 13, by hand: turn by turn tokenised apart, the last answer alone trained."""
         prompt = ids("<|begin_of_text|>")
         for role, text in messages:
-            header = f"<|start_header_id|>{role}<|end_header_id|>\n\n"
-            ask = f"{header}{text}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-            prompt += ids(f"{text}<|eot_id|>") if role == "assistant" else ids(ask)
+            asked = say(role, text) + ("<|start_header_id|>assistant<|end_header_id|>\n\n" if role == "user" else "")
+            prompt += ids(f"{text}<|eot_id|>" if role == "assistant" else asked)
         encoded = [ids(f"{answer}<|eot_id|>") for answer in answers]
         kept = share(len(prompt), max(map(len, encoded)), max_length)
         return [expected(prompt[: kept[0]], answer[: kept[1]]) for answer in encoded]

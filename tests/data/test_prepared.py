@@ -149,6 +149,15 @@ def test_bad_rows_are_refused_or_left_out_and_reported(tmp_path, make, tokenizer
     assert prepared.report["sources"][0]["rows"] == 4
 
 
+def test_a_data_set_of_bad_rows_only_is_refused(tmp_path, make):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "three"}\n' * 3)
+    with pytest.raises(UsageError):
+        make("a.jsonl", bad_rows="skip")
+    (tmp_path / "b.jsonl").write_text('{"instruction": 1, "output": "a"}\n' * 3)
+    with pytest.raises(UsageError, match=r"b\.jsonl: no row of it can be trained on\.\n3 rows: .*first: b\.jsonl:1"):
+        make("b.jsonl", bad_rows="skip")
+
+
 def test_what_belongs_to_a_row_is_mapped_not_read(tmp_path, make):
     write(tmp_path / "a.jsonl", "one", "two")
     prepared = make("a.jsonl")
@@ -168,6 +177,13 @@ def test_a_large_source_is_not_read_again_at_the_next_start(tmp_path, make, monk
     assert make("a.jsonl").report["sources"][0]["sha256"] == "remembered"
     write(file, "one", "too")
     assert make("a.jsonl").report["sources"][0]["sha256"] == sha256(file)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that is there and cannot be read")
+def test_a_source_that_cannot_be_read_is_named(tmp_path, make):
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")
+    with pytest.raises(UsageError, match=r"data set a\.jsonl: .*a\.jsonl cannot be read: Input/output error"):
+        make("a.jsonl")
 
 
 def test_it_travels_to_another_process_by_its_folder(tmp_path, make):

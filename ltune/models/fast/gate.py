@@ -1,6 +1,6 @@
 """The gated activation of a feed-forward layer (https://arxiv.org/abs/2002.05202), and its gradient.
 
-    h = act(g) u      act: silu, or gelu in the tanh form;  g, u: first and second half of gate_up
+h = act(g) u      act: silu, or gelu in the tanh form;  g, u: first and second half of gate_up
 """
 
 import torch

@@ -86,7 +86,7 @@ class AttentionHalf:
         """From the input to attention's own input."""
         n, r = self.norm.forward(x)
         qkv, z = self.qkv.forward(n, self.qkv.weight())
-        found = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
+        found: dict[str, Any] = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
         heads = qkv.view(len(x), -1, self.width)
         if self.q_norm and self.k_norm:
             q, r_q = self.q_norm.forward(heads[:, : self.heads])
@@ -118,7 +118,8 @@ class AttentionHalf:
     def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], context: Context, need_dx: bool) -> tuple[Tensor | None, Gradients]:
         """dx, and the gradients of ``parameters()``."""
         o = found["attended"][0].reshape(len(x), -1)
-        d, after = dy, []
+        d = dy
+        after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
         do, of_out = self.out.backward(d, o, found["z_out"], self.out.weight())
@@ -135,7 +136,8 @@ class AttentionHalf:
 
     def _norms_backward(self, dqkv: Tensor, found: dict[str, Any]) -> Gradients:
         """Through the norms of queries and keys, in place."""
-        assert self.q_norm and self.k_norm
+        assert self.q_norm
+        assert self.k_norm
         d, raw = (tensor.view(len(dqkv), -1, self.width) for tensor in (dqkv, found["raw"]))
         split = slice(0, self.heads), slice(self.heads, self.heads + self.key_heads)
         gradients: Gradients = []
@@ -180,7 +182,8 @@ class FeedForwardHalf:
 
     def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
         """dx, and the gradients of ``parameters()``; uses up gate_up."""
-        d, after = dy, []
+        d = dy
+        after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
         # dh first; h, which down's gradients want, comes out of the gate's backward

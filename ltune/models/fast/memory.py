@@ -10,12 +10,12 @@ from ltune.models.fast.attention import LONG
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.loss import BYTES
 from ltune.models.fast.shape import Shape as Shape
+from ltune.models.fast.training_graphs import SHORT
 
 USABLE = 0.93  # of the free memory; the rest goes to fragments
 REFUSED = 1.10  # of the free memory: what is beyond it is not tried
 LIBRARIES = 2**25  # what cuBLAS takes for itself through torch
 PROCESSORS = 132  # of an H100 or H200; attention's backward keeps more sums the more there are
-SHORT = 4096  # tokens; larger micro-batches are not captured in CUDA graphs
 # Of an H200; only their proportions matter, to compare settings with each other
 PRODUCTS = 7e14  # operations a second
 DEQUANTIZING = 2.5e12  # bytes a second

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.attention import Rows
-from ltune.models.fast.training_graphs import SHORT, TrainingGraphs, padded
 from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
+from ltune.models.fast.lowrank import Copy, refresh, share_storage
 from ltune.models.fast.memory import Setting, Shape
 from ltune.models.fast.offload import HostShelf, Shelf
-from ltune.models.fast.lowrank import refresh, share_storage
 from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
 from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
+from ltune.models.fast.training_graphs import SHORT, TrainingGraphs, padded
 
 
 class FastModel:
@@ -37,17 +37,19 @@ class FastModel:
         for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(config, option, None) not in (None, 1, 1.0):
                 raise Unsuited(f"{option} in its configuration")
-        self.dtype = dtype
+        self.dtype: torch.dtype = dtype
         self.layers: list[tuple[AttentionHalf, FeedForwardHalf]] = read_layers(self.decoder, dtype)
-        self.norm = read_norm(self.decoder.norm)
-        self.copies = share_storage(self.projections, dtype)
-        self.parameters = [p for a, f in self.layers for half in (a, f) for p in half.parameters()]
-        self.kinds = sorted({attention.kind for attention, _ in self.layers})
-        self.keep, self.chunk, self.head_chunk = Keep.ALL, None, None
+        self.norm: Norm = read_norm(self.decoder.norm)
+        self.copies: list[Copy] = share_storage(self.projections, dtype)
+        self.parameters: list[torch.nn.Parameter] = [p for a, f in self.layers for half in (a, f) for p in half.parameters()]
+        self.kinds: list[str] = sorted({attention.kind for attention, _ in self.layers})
+        self.keep: Keep = Keep.ALL
+        self.chunk: int | None = None
+        self.head_chunk: int | None = None
         self.shelf: Shelf = Shelf()
         self.graphs: TrainingGraphs | None = None
         self.host_embeddings: Tensor | None = None  # (V, H), pinned
-        self._versions = -1
+        self._versions: int = -1
 
     def adopt(self, setting: Setting) -> None:
         """Trade memory for speed as the setting says."""

@@ -1,6 +1,6 @@
 """RMSNorm (https://arxiv.org/abs/1910.07467) and its gradient, each in one pass over memory.
 
-    y = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)      offset is 0, or 1 for models that store w - 1
+y = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)      offset is 0, or 1 for models that store w - 1
 """
 
 import torch
@@ -56,7 +56,24 @@ def rms_norm_backward(
     block, warps = _sizes(width)
     if not with_weight:
         _norm_backward[(rows,)](
-            dy, x, r, weight, dx, add, dx, x.stride(0), stride, heads, width, offset, rows, 1, add is not None, False, block, num_warps=warps
+            dy,
+            x,
+            r,
+            weight,
+            dx,
+            add,
+            dx,
+            x.stride(0),
+            stride,
+            heads,
+            width,
+            offset,
+            rows,
+            1,
+            add is not None,
+            False,
+            block,
+            num_warps=warps,
         )
         return dx, None
     share = -(-rows // 512)  # rows of a program: each keeps its own part of the weight's gradient, added up afterwards

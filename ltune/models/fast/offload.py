@@ -47,7 +47,7 @@ class HostShelf(Shelf):
         return ticket
 
     def take(self, ticket: "_Ticket") -> Tensor:
-        assert self.waiting and self.waiting[-1] is ticket, "inputs are taken back in the opposite order"
+        assert self.waiting[-1:] == [ticket], "inputs are taken back in the opposite order"
         self.waiting.pop()
         x = self._fetched(ticket)
         if self.waiting:

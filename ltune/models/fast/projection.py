@@ -82,10 +82,9 @@ class Projection:
     def _bias(self) -> Tensor | None:
         if all(base.bias is None for base in self.bases):
             return None
-        return torch.cat([
-            torch.zeros(base.out_features, dtype=self.dtype, device=base.weight.device) if base.bias is None else base.bias.detach().to(self.dtype)
-            for base in self.bases
-        ])  # fmt: skip
+        zeros = (torch.zeros(base.out_features, dtype=self.dtype, device=base.weight.device) for base in self.bases)
+        parts = [zero if base.bias is None else base.bias.detach().to(self.dtype) for base, zero in zip(self.bases, zeros, strict=True)]
+        return torch.cat(parts)
 
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Views of the bias, and the trained tensors whose values they hold."""
@@ -133,7 +132,8 @@ class Projection:
         for part, base in zip(self.low_rank, self.bases, strict=True):
             rows = slice(out, out + base.out_features)
             if part:
-                assert da is not None and db is not None
+                assert da is not None
+                assert db is not None
                 ranks = slice(row, row + part[0].shape[0])
                 found += [da[ranks], db[rows, ranks]]
                 row = ranks.stop

@@ -12,7 +12,8 @@ from torch import nn
 from ltune.models.fast.layer import AttentionHalf, FeedForwardHalf, Norm
 from ltune.models.fast.projection import Projection
 
-GATES = {"SiLUActivation": False, "SiLU": False, "GELUTanh": True, "PytorchGELUTanh": True, "NewGELUActivation": True, "GELUActivation": None}
+# Class of the activation: whether it is gelu in the tanh form; others are not served
+GATES = {"SiLUActivation": False, "SiLU": False, "GELUTanh": True, "PytorchGELUTanh": True, "NewGELUActivation": True}
 
 
 class Unsuited(Exception):

@@ -1,6 +1,6 @@
 """Rotary position embedding (https://arxiv.org/abs/2104.09864) on queries and keys, and back.
 
-    (a, b) -> (a cos - b sin, b cos + a sin)      a, b: first and second half of a head's rotated dimensions
+(a, b) -> (a cos - b sin, b cos + a sin)      a, b: first and second half of a head's rotated dimensions
 """
 
 import torch

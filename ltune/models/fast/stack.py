@@ -56,6 +56,7 @@ class GraphedStep(torch.autograd.Function):
 
 def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None) -> Tensor:
     """Forward; what the backward wants is appended to ``kept``."""
+    found: dict[str, Any] | None
     for attention, feed_forward in layers:
         y, found = attention.forward(x, context)
         if kept is not None:

@@ -1,0 +1,77 @@
+"""What an optimizer step came to, and the stop if that is no number."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ltune.errors import NonFiniteError
+
+
+@dataclass
+class Part:
+    """A micro-batch's share of the step's loss, and its rows."""
+
+    loss: Tensor  # ()
+    rows: tuple[int, ...]
+
+
+@dataclass
+class Outcome:
+    """Loss and gradient norm of a step. The device may still be at it; reading waits."""
+
+    values: Tensor  # (2,): the loss over all ranks, and the gradient's norm before clipping
+    parts: list[Part]
+    step: int
+    ready: Any = None  # event after which the values are on the host
+
+    @property
+    def loss(self) -> float:
+        """Of the step."""
+        return self._read(0)
+
+    @property
+    def norm(self) -> float:
+        """Of the gradient."""
+        return self._read(1)
+
+    def _read(self, place: int) -> float:
+        if self.ready is not None:
+            self.ready.synchronize()
+        return float(self.values[place])
+
+    def guard(self, optimizer: Optimizer) -> None:
+        """Have a fused optimizer leave the step out, on the device, if something is not finite; the host can look later."""
+        optimizer.found_inf = 1.0 - torch.isfinite(self.values).all().float()  # type: ignore[attr-defined]
+        self.values = self.values.to("cpu", non_blocking=True)
+        self.ready = torch.cuda.Event()
+        self.ready.record()
+
+    def check(self, place: Callable[[int], str], norm_too: bool) -> None:
+        """Stop if the loss is not finite, or the gradient's norm.
+
+        Args:
+            place: Where a row came from.
+            norm_too: Whether the norm counts.
+
+        Raises:
+            NonFiniteError: With the rows.
+        """
+        if not math.isfinite(self.loss):
+            raise NonFiniteError(self._message("loss", self.loss, place))
+        if norm_too and not math.isfinite(self.norm):
+            raise NonFiniteError(self._message("gradient norm", self.norm, place))
+
+    def _message(self, what: str, value: float, place: Callable[[int], str]) -> str:
+        bad = [row for part in self.parts if not torch.isfinite(part.loss) for row in part.rows]
+        bad = bad or [row for part in self.parts for row in part.rows]
+        places = ", ".join(place(row) for row in bad[:8]) + (" ..." if len(bad) > 8 else "")
+        return (
+            f"the {what} is {value} at step {self.step}; the optimizer step was not taken.\n"
+            f"rows: {places or 'on another rank'}\n"
+            "Look at these rows; a lower learning rate, a longer warm-up or bf16 instead of fp16 are the usual cures."
+        )

@@ -1,0 +1,116 @@
+"""The quick way on a GPU: its kernels against the formulas, its graphs against plain launches, its run against the plain way's."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltune.models.fast.memory import Setting, least
+from ltune.models.fast.model import FastModel
+from tests.models.fast import test_model as cpu
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_gpu(monkeypatch):
+    on_cpu = cpu.batch()
+    monkeypatch.setattr(cpu, "batch", lambda: tuple(tensor.cuda() for tensor in on_cpu))
+
+
+def build(family, adapter="lora", dtype=torch.float32):
+    """A small model whose frozen weights are in ``dtype``."""
+    model, causal = cpu.build(family, adapter)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    return model.cuda(), causal
+
+
+def gradients(losses, model):
+    model.zero_grad()
+    (losses * torch.linspace(0.5, 1.5, len(losses), device="cuda")).sum().backward()
+    return {name: parameter.grad.float().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def whole(tensors):
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+@pytest.mark.parametrize("family", cpu.FAMILIES)
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_kernels_in_float32(family, adapter):
+    model, causal = build(family, adapter)
+    expected, got = cpu.plain(causal), cpu.quick(FastModel(causal, torch.float32))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    wanted, found = whole(gradients(expected, model)), whole(gradients(got, model))
+    assert (found - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize("family", cpu.FAMILIES)
+def test_bfloat16_is_as_near_to_float32_as_the_plain_way(family):
+    model, causal = build(family)
+    exact = whole(gradients(cpu.plain(causal), model))
+    model, causal = build(family, dtype=torch.bfloat16)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        losses = cpu.plain(causal)
+    plain = whole(gradients(losses, model))
+    quick_losses = cpu.quick(FastModel(causal, torch.bfloat16))
+    assert (quick_losses - losses).abs().max() <= 0.02
+    quick = whole(gradients(quick_losses, model))
+    assert (quick - exact).norm() <= 1.5 * (plain - exact).norm()
+
+
+def test_a_replayed_graph_gives_the_bits_of_plain_launches():
+    model, causal = build("llama", dtype=torch.bfloat16)
+    fast = FastModel(causal, torch.bfloat16)
+    fast.adopt(Setting(tokens=1000))
+    assert fast.graphs is not None
+    runs = []
+    for _ in range(4):  # kernel by kernel, captured and replayed, replayed twice
+        losses = cpu.quick(fast)
+        runs.append((losses.detach().clone(), whole(gradients(losses, model))))
+    assert len(fast.graphs.captured) == 1
+    for losses, gradient in runs[1:]:
+        assert torch.equal(losses, runs[0][0])
+        assert torch.equal(gradient, runs[0][1])
+
+
+def test_gradients_add_up_over_replays():
+    model, causal = build("llama", dtype=torch.bfloat16)
+    fast = FastModel(causal, torch.bfloat16)
+    fast.adopt(Setting(tokens=1000))
+    once = [whole(gradients(cpu.quick(fast), model)) for _ in range(3)][-1]
+    model.zero_grad()
+    for _ in range(3):
+        losses = cpu.quick(fast)
+        (losses * torch.linspace(0.5, 1.5, len(losses), device="cuda")).sum().backward()
+    added = whole({name: parameter.grad.float() for name, parameter in model.named_parameters() if parameter.requires_grad})
+    torch.testing.assert_close(added, 3 * once, rtol=1e-5, atol=1e-6)
+
+
+def test_inputs_kept_on_the_host_change_nothing():
+    model, causal = build("qwen3", dtype=torch.bfloat16)
+    fast = FastModel(causal, torch.bfloat16)
+    setting = least(1000)
+    fast.keep, fast.chunk, fast.head_chunk = setting.keep, setting.chunk, setting.head_chunk
+    here = [whole(gradients(cpu.quick(fast), model)) for _ in range(2)]
+    fast.adopt(setting)
+    there = [whole(gradients(cpu.quick(fast), model)) for _ in range(3)]
+    assert all(torch.equal(one, here[0]) for one in (*here, *there))
+
+
+@pytest.mark.parametrize("options", [[], ["--data.tokens_per_batch", "300"], ["--model.memory", "least"]], ids=["rows", "tokens", "least"])
+def test_a_run_of_20_steps_is_the_plain_ways_to_rounding(ltune, tmp_path, metrics, rows, options):
+    shared = ["--data.datasets=[rows.jsonl]", "--data.template=chatml", "--trainer.precision=bf16-true", "--trainer.max_steps=20"]
+    shared += ["--trainer.max_epochs=20", "--trainer.log_every_n_steps=1", "--model.optimizer.lr=1e-3", *options]
+    losses = {}
+    for name, way in (("quick", "true"), ("plain", "false")):
+        kept = [option for option in shared if way == "true" or option not in ("--model.memory", "least")]
+        done = ltune("fit", "--run", name, "--model.fast", way, *kept)
+        assert done.returncode == 0, done.stderr
+        assert ("memory: " in done.stderr) is (way == "true")
+        losses[name] = [line["train/loss"] for line in metrics(tmp_path / name) if "train/loss" in line]
+    assert losses["quick"] == pytest.approx(losses["plain"], abs=0.03)
+    assert json.loads(Path(tmp_path / "quick" / "memory.json").read_text())["offload"] is ("least" in options)
