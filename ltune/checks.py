@@ -91,7 +91,9 @@ def numbers_make_sense(model: dict, data: dict, trainer: dict) -> list[str]:
 
 def packing_needs_flat_rows(model: dict, data: dict, trainer: dict) -> list[str]:
     if data["tokens_per_batch"] and data["layout"] == "padded":
-        return ["data.tokens_per_batch lays rows end to end, which layout: padded does not; set  data.layout: flat  or  tokens_per_batch: null"]
+        return [
+            "data.tokens_per_batch lays rows end to end, data.layout: padded does not; set  data.layout: flat  or  tokens_per_batch: null"
+        ]
     return []
 
 

@@ -86,7 +86,9 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not command.trains:
         return importlib.import_module(command.module).main(rest)
+    from ltune.inputs import look
     from ltune.usage import precheck
 
     precheck(rest)
+    look(name, rest)
     return importlib.import_module(command.module).main(name, rest)

@@ -16,9 +16,9 @@ import torch
 
 from ltune.checkpoints.publish import write_atomically
 from ltune.data.collate import Step
-from ltune.errors import ResourceError
+from ltune.errors import ResourceError, UsageError
 from ltune.models.fast.layer import Keep
-from ltune.models.fast.memory import Setting, choose, least, smaller
+from ltune.models.fast.memory import Setting, choose, least, refusal, smaller
 from ltune.models.fast.model import FastModel
 
 Wanted = Literal["auto", "speed", "least"]
@@ -79,7 +79,10 @@ class Memory:
         if self.wanted == "speed":
             return Setting(step.tokens, Keep.ATTENTION if self.again else Keep.ALL, cached=fast.shape().quantized > 0)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return choose(fast.shape(), free, step.tokens, longest, again=self.again)
+        setting = choose(fast.shape(), free, step.tokens, longest, again=self.again)
+        if reason := refusal(fast.shape(), setting, free, torch.cuda.memory_allocated(), step.tokens, longest):
+            raise UsageError(reason)
+        return setting
 
     # -- when memory runs out -----------------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ class FineTuner(LightningModule):
         self.optimizer, self.lora_plus_ratio, self.schedule = optimizer, lora_plus_ratio, schedule
         self.attention, self.fast, self.gradient_checkpointing = attention, fast, gradient_checkpointing
         self.memory = Memory(memory, again=gradient_checkpointing)
+        if generation_tokens is not None and generation_tokens < 1:
+            raise UsageError(f"model.generation_tokens: at least 1, or null for what fits, got {generation_tokens}")
         self.sampling, self.generation_tokens, self.seed = sampling, generation_tokens, seed
         self.tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
         self.model: Any = None  # loads in configure_model

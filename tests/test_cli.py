@@ -1,5 +1,6 @@
 """Help and usage errors answer at once, in a few lines, without importing torch."""
 
+import json
 import subprocess
 import sys
 import time
@@ -74,6 +75,43 @@ def test_a_wrong_configuration_is_named_by_file_and_line(tmp_path, text, said):
     assert said in "\n".join(lines)
     assert 1 <= len(lines) <= 5
     assert not torch
+
+
+# -- what it will read ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_error_of_a_long_file_is_told_wherever_it_stands(tmp_path):
+    line = json.dumps({"instruction": "say it", "output": "it " * 80}) + "\n"
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for _ in range(100):
+            file.write(line * 1000)
+        file.write('{"instruction": "say it" "output": "it"}\n')
+    code, out, lines, torch, seconds = quick("fit", "--data.datasets", "[rows.jsonl]", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert lines == ["error: rows.jsonl:100001: malformed JSON: Expecting ',' delimiter (column 26), got '\"output\": \"it\"}'."]
+    assert not torch
+    assert seconds < 0.5 * 4  # the bound for a million lines is 2 s; tests share the machine
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ raise_exception('not today') }}", "cannot render this conversation: not today"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "is stopped: it is not done after 1 s"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{{ 'a' * 99999 }}{% endfor %}{% endfor %}", "is stopped: it writes more"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "is unsafe"),
+    ],
+    ids=["raises", "loops", "prints a gigabyte", "breaks out"],
+)
+def test_a_template_that_cannot_be_trusted_is_told_at_once(tmp_path, source, said):
+    (tmp_path / "own.jinja").write_text(source)
+    code, out, lines, torch, seconds = quick("fit", "--data.template", "own.jinja", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert lines[0].startswith("error: the chat template own.jinja ")
+    assert said in lines[0]
+    assert len(lines) <= 5
+    assert not torch
+    assert seconds < 2.5 * 4
 
 
 def test_version_names_the_stack(capsys):

@@ -62,3 +62,10 @@ def test_the_commented_configuration_has_every_key():
 def needs(file: Path) -> list[Path]:
     """Freeze and Full train the weights themselves, PiSSA factors them: not in 4 bits."""
     return [ROOT / "configs" / "quantize" / "none.yaml"] if file.stem in ("freeze", "full", "pissa") else []
+
+
+@pytest.mark.parametrize("adapter", ["Full", "Freeze"])
+def test_another_adapter_does_not_inherit_the_default_ones_dtype(ltune, adapter):
+    done = ltune("fit", "--model.quantize=null", "--model.adapter", adapter, "--data.datasets=[quickstart]", "--print_config")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["model"]["adapter"]["init_args"]["weights_dtype"] is None

@@ -54,6 +54,11 @@ def test_a_small_cache_gives_the_same_answers(predict):
     assert predict("small", "--model.generation_tokens", "100") == predict("whole")
 
 
+def test_a_cache_of_nothing_is_refused(predict, capsys):
+    assert cli.main(["predict", "--config", "config.yaml", "--run", "none", "--model.generation_tokens", "0"]) == 2
+    assert "model.generation_tokens: at least 1" in capsys.readouterr().err
+
+
 def test_a_limit_counts_batches_in_file_order_both_ways(predict):
     whole = predict("whole")
     for fast in ("true", "false"):

@@ -217,7 +217,7 @@ def wrong_values(rng: random.Random) -> Iterator[Mistake]:
         (("trainer", "precision"), "bf16mixed", "bf16-mixed"),
         (("trainer", "accelerator"), "cud", "cuda"),
         (("model", "adapter", "init_args", "dtype"), "float23", "float32"),
-        (("model", "adapter", "init_args", "dtype"), "bfloat61", "bfloat16"),
+        (("model", "quantize", "init_args", "storage"), "uint9", "uint8"),
         (("trainer", "callbacks"), ["EarlyStoping"], "EarlyStopping"),
         (("trainer", "logger"), "CSVLoger", "CSVLogger"),
     ):

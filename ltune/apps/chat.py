@@ -133,8 +133,8 @@ def _load(source: Source, quantizer: Quantizer | None, dtype: torch.dtype, devic
     from ltune.models.adapters import continue_adapter
     from ltune.models.load import load_model
 
-    trusted = source.trust_remote_code
-    model: Any = load_model(source.model, dtype=dtype, quantize=quantizer, device=device, revision=source.revision, trust_remote_code=trusted)
+    code, revision = source.trust_remote_code, source.revision
+    model: Any = load_model(source.model, dtype=dtype, quantize=quantizer, device=device, revision=revision, trust_remote_code=code)
     if source.adapter:
         model = continue_adapter(model, source.adapter)
     return model.eval()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ltune.apps.plan import memory
 from ltune.errors import LtuneError
 from ltune.usage import configurations, precheck
 
@@ -154,5 +155,6 @@ SECTIONS = [
     Section("tokenizer and template", template),
     Section("trainer", trainer, needs=("configuration", "tokenizer and template")),
     Section("data", data, needs=("tokenizer and template",)),
+    Section("memory", memory, needs=("trainer", "data")),
     Section("run folder", run_folder),
 ]

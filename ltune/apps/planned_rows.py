@@ -35,6 +35,7 @@ class PlannedRows:
     epoch_tokens: int | None  # on all devices; None: not known
     epoch_steps: int | None
     assumed: bool  # every row is as long as data.max_length lets it be
+    totals: np.ndarray | None = None  # (steps,): tokens of each step of an epoch, on a device
 
     @property
     def window(self) -> int:
@@ -52,10 +53,26 @@ class PlannedRows:
         largest = max(batches, key=lambda batch: batch.input_ids.size)
         return Load(largest.input_ids.size, len(largest.targets), largest.longest, len(batches))
 
+    def sizes(self, most: int, bucket: int, epochs: int) -> int:
+        """About how many sizes of micro-batches come at least twice, in buckets of so many tokens.
+
+        Args:
+            most: Tokens of a micro-batch.
+            bucket: Sizes are rounded up to a multiple of it.
+            epochs: How often the rows are seen, in another order each time.
+        """
+        if self.totals is None:
+            return 1
+        if most >= self.window:
+            _, times = np.unique(-(-self.totals // bucket), return_counts=True)
+            return max(1, int((times * epochs >= 2).sum()))
+        parts = int(-(-self.totals // most).sum()) * epochs
+        return max(1, min(most // 2 // bucket, parts // 2))  # between half full and full
+
     def cut(self, length: int) -> PlannedRows:
         """With rows of at most so many tokens."""
         short = {row: Sequence(one.input_ids[-length:], one.labels[-length:]) for row, one in self.step.sequences.items()}
-        return replace(self, step=replace(self.step, sequences=short), longest=min(self.longest, length), epoch_tokens=None)
+        return replace(self, step=replace(self.step, sequences=short), longest=min(self.longest, length), epoch_tokens=None, totals=None)
 
 
 def tokenised(data: ChatData, world_size: int) -> PlannedRows:
@@ -74,10 +91,11 @@ def tokenised(data: ChatData, world_size: int) -> PlannedRows:
     micro_batches, size = sampler.micro_batches(0), data.accumulate * world_size
     begins = np.cumsum([0, *map(len, micro_batches[:-1])])
     tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
-    number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
+    totals = np.add.reduceat(tokens, np.arange(0, len(tokens), size))  # of each step
+    number = int(totals.argmax())
     heaviest = sampler.deal(micro_batches[number * size : (number + 1) * size], (0, number))
     batches: Any = Batches(rows, flat=data.layout == "flat", pad_id=data.tokenizer.pad_token_id)
-    return PlannedRows(batches[heaviest], int(lengths.max()), int(lengths.sum()), len(sampler), assumed=False)
+    return PlannedRows(batches[heaviest], int(lengths.max()), int(lengths.sum()), len(sampler), assumed=False, totals=totals // world_size)
 
 
 def assumed(data: dict[str, Any]) -> PlannedRows:

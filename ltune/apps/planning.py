@@ -13,11 +13,13 @@ from ltune.apps.planned_rows import PlannedRows
 from ltune.models.fast.memory import REFUSED, Need, Setting, Shape, choose, least, need, quickest
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.read import Unsuited
+from ltune.models.fast.training_graphs import BUCKET
 from ltune.models.outline import Outline, largest_quantized, outline
 from ltune.models.plain_memory import PlainShape, plain_need
 from ltune.models.precision import compute_dtype, weights_dtype
 
 GIB = 2**30
+WORTH = 0.95  # of what was needed: a change that saves less is not worth naming
 CONTEXT = int(0.6 * GIB)  # what CUDA takes beside torch's own: its context, cuBLAS and kernels; about, as drivers differ
 
 
@@ -169,17 +171,18 @@ def quick_ways(
     shape = replace(Shape.of(fast.layers, fast.head.out_features, outlined.trained, fast.head.weight, embeddings.weight), moments=moments)
     copies = sum(2 * one.low.a.nbytes + 2 * one.low.b.nbytes for one in fast.projections)
     loaded = sum(vars(outlined.stored).values()) + copies
-    again = config["model"]["gradient_checkpointing"]
+    again, epochs = config["model"]["gradient_checkpointing"], max(1, config["trainer"]["max_epochs"] or 1)
     settings = {"speed": quickest(shape, rows.window, again=again)}
     if memory is not None:
-        settings["auto"] = choose(shape, max(0, memory - CONTEXT - loaded), rows.window, rows.longest_of_step, again=again)
+        settings["auto"] = choose(shape, memory - CONTEXT - loaded, rows.window, rows.longest_of_step, again=again)
     settings["least"] = least(rows.longest_of_step if "auto" in settings and settings["auto"].offload else rows.window)
     ways = []
     for name, setting in settings.items():
         load = rows.load(setting.tokens)
         tokens = max(load.tokens, rows.longest)
         trained = load.trained * tokens // load.tokens
-        found = need(shape, setting, tokens, trained, min(load.longest, tokens), several=load.micro_batches > 1)
+        sizes = rows.sizes(setting.tokens, BUCKET, epochs)
+        found = need(shape, setting, tokens, trained, min(load.longest, tokens), several=load.micro_batches > 1, sizes=sizes)
         ways.append(Way(name, setting, load.micro_batches, tokens, parts(outlined, found, devices, copies), CONTEXT))
     return ways
 
@@ -196,6 +199,7 @@ def plain_ways(config: dict[str, Any], outlined: Outline, rows: PlannedRows, dty
             if parameter.requires_grad and parameter.dtype is not dtype
         ),
         largest=largest_quantized(outlined.causal),
+        adapted=config["model"]["adapter"]["class_path"].endswith(".LoRA"),
         dropout=bool((config["model"]["adapter"].get("init_args") or {}).get("dropout")),
         moments=moments,
     )
@@ -219,7 +223,7 @@ def parts(outlined: Outline, found: Need, devices: int, copies: int) -> dict[str
         "weights": stored.weights + moved,
         "quantization constants": stored.constants,
         "adapter": stored.adapter + copies,
-        "held for the products": found.held - moved,
+        "held for products": found.held - moved,
         "optimizer": found.optimizer,
         "gradients": found.gradients + exchanged,
         "activations": found.activations,
@@ -237,7 +241,7 @@ def advice(config: dict[str, Any], refused: Plan, devices: int) -> list[tuple[st
     found: list[tuple[str, int]] = []
     for option, changed, rows in changes(config, refused):
         needed = plan(changed, rows, memory, devices, advise=False).chosen.total
-        if needed < refused.chosen.total:
+        if needed < WORTH * refused.chosen.total:
             found.append((option, needed))
     return sorted(found, key=lambda change: change[1] > memory)  # stable
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ltune import schema
 from ltune.errors import UsageError
+from ltune.inputs import look
 from ltune.usage import precheck
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
     """Prints the rows and the report, or writes the page. Raises UsageError for all that `ltune fit` would refuse in the data."""
     options, rest = parse(argv)
     precheck(rest)
+    look("fit", rest)
     from ltune.apps.rehearsal import Rehearsal
     from ltune.apps.shown_rows import shown_rows
     from ltune.train import quiet

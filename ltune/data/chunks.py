@@ -118,8 +118,14 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
         if isinstance(outcome, Dropped):
             tally.drop(outcome.reason, place)
             continue
-        cut = outcome.end_token_cut > 0
-        tally.note(outcome.truncated, outcome.control_tokens, empty_answer=outcome.empty_answer, end_cut=cut, place=place)
+        tally.note(
+            outcome.truncated,
+            outcome.control_tokens,
+            empty_answer=outcome.empty_answer,
+            end_cut=outcome.end_token_cut,
+            split=outcome.split,
+            place=place,
+        )
         for sequence in outcome.sequences:
             ids, targets = np.asarray(sequence.input_ids, np.int32), np.asarray(sequence.labels, np.int32)
             input_ids.append(ids)

@@ -32,7 +32,7 @@ def content_hash(path: str | Path, memory: str | Path) -> str:
     before = identity(path)
     if before[0] < LARGE:
         return sha256(path)
-    record = Path(memory) / f"{sha256_of(os.fsencode(os.path.abspath(path))).hexdigest()[:32]}.json"
+    record = _record(path, memory)
     known = _read(record)
     if known is not None and known[0] == before:
         return known[1]
@@ -40,6 +40,12 @@ def content_hash(path: str | Path, memory: str | Path) -> str:
     if identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED:
         _write(record, path, before, digest)
     return digest
+
+
+def is_known(path: str | Path, memory: str | Path) -> bool:
+    """Whether the hash of the file as it is now is remembered; then it has been read before."""
+    known = _read(_record(path, memory))
+    return known is not None and known[0] == identity(path)
 
 
 def identity(path: str | Path) -> list[int]:
@@ -58,6 +64,10 @@ def while_unchanged(items: Iterator[T], known: dict[Path, list[int]]) -> Iterato
     for path, before in known.items():
         if identity(path) != before:
             raise UsageError(f"{path} changed while it was read.\nStart again when nothing writes to it any more.")
+
+
+def _record(path: str | Path, memory: str | Path) -> Path:
+    return Path(memory) / f"{sha256_of(os.fsencode(os.path.abspath(path))).hexdigest()[:32]}.json"
 
 
 def _read(record: Path) -> tuple[list[int], str] | None:

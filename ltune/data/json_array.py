@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,8 +91,12 @@ class Stretch:
         return malformed(self.path, self.text, self.line, error, self.position, self.column)
 
 
-def items(stretch: Stretch) -> Iterator[Any]:
+def items(stretch: Stretch, ahead: Callable[[Stretch], Iterator[Any]] | None = None) -> Iterator[Any]:
     """The items of the array whose opening bracket the stretch stands at; an item that is not strict comes as a BadRow.
+
+    Args:
+        stretch: The file's text.
+        ahead: Gives the items that it can from where the stretch stands, and moves it behind their commas; None: ``well_inside``.
 
     Raises:
         UsageError: It is not JSON; nothing behind that place can be read.
@@ -100,7 +104,7 @@ def items(stretch: Stretch) -> Iterator[Any]:
     stretch.position += 1
     mark = stretch.skip()
     while mark != "]":
-        yield from _well_inside(stretch)
+        yield from (ahead or well_inside)(stretch)
         yield stretch.item()
         mark = stretch.skip()
         if mark not in (",", "]") or not mark:
@@ -114,7 +118,7 @@ def items(stretch: Stretch) -> Iterator[Any]:
         stretch.expected("Nothing may follow the closing ']'")
 
 
-def _well_inside(stretch: Stretch) -> Iterator[Any]:
+def well_inside(stretch: Stretch) -> Iterator[Any]:
     """The items that another one follows in the same stretch, which are nearly all; stops before one that needs a closer look."""
     decode, text, follows = DECODER.raw_decode, stretch.text, NEXT.match
     try:

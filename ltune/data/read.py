@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LINES = (".jsonl", ".ndjson", ".txt")
 ZIPPED = (*LINES, ".json", ".csv")
 KINDS = (*ZIPPED, ".parquet", ".arrow")
-BLOCK = 4 << 20  # bytes of an array that are read at once
+BLOCK = 1 << 20  # bytes of an array that are read at once; what is parsed of more is no longer in the processor's cache
 
 BadRows = Literal["error", "skip"]
 Record = tuple[str, Any]  # place, {column: value}; or, where bad rows are skipped, place and BadRow
@@ -74,13 +74,20 @@ def read_file(path: Path, bad_rows: BadRows = "error", prefix: str | None = None
     prefix, empty = prefix or place_prefixes((path,))[0], True
     for number, record in _reader(path)(path):
         empty = False
-        if type(record) is not dict and not isinstance(record, BadRow):
-            record = BadRow(f"{prefix}{number}", f"a row must be an object of columns; got {repr(record)[:80]}.")
+        if type(record) is not dict:
+            record = checked(f"{prefix}{number}", record)
         if bad_rows == "error" and isinstance(record, BadRow):
             raise record
         yield f"{prefix}{number}", record
     if empty:
         raise UsageError(f"{path}: the file is empty: it has no rows.")
+
+
+def checked(place: str, record: Any) -> Any:
+    """The record; a BadRow in its stead where it is no object."""
+    if type(record) is dict or isinstance(record, BadRow):
+        return record
+    return BadRow(place, f"a row must be an object of columns; got {repr(record)[:80]}.")
 
 
 def kind_of(path: Path) -> str:
@@ -127,14 +134,19 @@ def _jsonl(path: Path) -> Numbered:
         except (ValueError, RecursionError):
             if not line.strip():
                 continue
-        try:
-            text = decoded(path, line, number).rstrip()
-            if text.strip():  # there may have been a mark and no more
-                yield number, parsed(path, text, number)
-        except BadRow as error:
-            if number == 1 and line.strip() == b"[":
-                raise UsageError(f"{path}:1: the file is one JSON array, not an object a line.\nName it  {path.stem}.json") from error
-            yield number, error
+        yield from json_line(path, number, line)
+
+
+def json_line(path: Path, number: int, line: bytes) -> Numbered:
+    """What a line of a .jsonl holds, with its number: a value, a BadRow, or nothing where it is blank."""
+    try:
+        text = decoded(path, line, number).rstrip()
+        if text.strip():  # there may have been a mark and no more
+            yield number, parsed(path, text, number)
+    except BadRow as error:
+        if number == 1 and line.strip() == b"[":
+            raise UsageError(f"{path}:1: the file is one JSON array, not an object a line.\nName it  {path.stem}.json") from error
+        yield number, error
 
 
 def _txt(path: Path) -> Numbered:
@@ -152,7 +164,7 @@ def _txt(path: Path) -> Numbered:
 def _json(path: Path) -> Numbered:
     """An array row by row. Some tools name files of lines .json too; of such, the text is held as a whole."""
     with _opened(path) as file:
-        stretch = Stretch(path, _blocks(path, file))
+        stretch = Stretch(path, text_blocks(path, file))
         if stretch.skip() == "[":
             yield from enumerate(items(stretch), 1)
             return
@@ -239,7 +251,7 @@ def _unzipped(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
         raise UsageError(f"{path}: not a whole gzip file: {error}") from error
 
 
-def _blocks(path: Path, file: IO[bytes]) -> Iterator[str]:
+def text_blocks(path: Path, file: IO[bytes]) -> Iterator[str]:
     """The file's text, BLOCK bytes at a time."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     line = 1

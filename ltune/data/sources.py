@@ -65,12 +65,21 @@ class Source:
     seed: int = 42
 
 
+Remote = tuple[Dataset, hub.Place, Entry | None]  # one on the hub, where it is there, and what dataset_info.json says of it
+
+
 def resolve(dataset: "str | Dataset", folder: str | Path) -> Source:
     """Find a data set: in dataset_info.json, as file, glob or folder, "quickstart", or on the hub (only then is anything fetched).
 
     Raises:
         UsageError: It is nowhere, or is of a kind that cannot be read.
     """
+    found = find(dataset, folder)
+    return found if isinstance(found, Source) else _fetched(*found)
+
+
+def find(dataset: "str | Dataset", folder: str | Path) -> Source | Remote:
+    """As ``resolve``, but nothing is fetched: what is on the hub comes as its place there."""
     wanted, folder = dataset if isinstance(dataset, Dataset) else Dataset(dataset), Path(folder)
     _check(wanted)
     registered = entries(folder)
@@ -121,7 +130,7 @@ def _local(wanted: Dataset, files: tuple[Path, ...], entry: Entry | None = None)
     return _source(wanted, files, entry)
 
 
-def _registered(wanted: Dataset, entry: Entry) -> Source:
+def _registered(wanted: Dataset, entry: Entry) -> Source | Remote:
     if entry.hub_id:
         address = hub.parse(entry.hub_id)
         if address is None:
@@ -134,10 +143,14 @@ def _registered(wanted: Dataset, entry: Entry) -> Source:
     return _local(wanted, files, entry)
 
 
-def _remote(wanted: Dataset, place: hub.Place, entry: Entry | None = None) -> Source:
+def _remote(wanted: Dataset, place: hub.Place, entry: Entry | None = None) -> Remote:
     place = hub.Place(
         place.id, wanted.revision or place.revision, place.path, wanted.subset or place.subset, wanted.split or place.split, place.folder
     )
+    return wanted, place, entry
+
+
+def _fetched(wanted: Dataset, place: hub.Place, entry: Entry | None) -> Source:
     if not wanted.streaming:
         return _source(wanted, hub.fetch(place), entry)
     if wanted.max_rows is None:

@@ -1,11 +1,17 @@
 """The chat template to train with: the tokenizer's own, a named one, or a file; checked before the first row."""
 
 import logging
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jinja2.exceptions import SecurityError
+
 from ltune.data.rendering import MARKS, PROBE, Reasoning, Segment, Template
+from ltune.data.rows import Message
+from ltune.data.sandbox import TooMuch
 from ltune.data.template_files import from_path, named, names
 from ltune.errors import UsageError
 
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MARKS", "OWN", "PROBE", "Reasoning", "Segment", "Template", "load_template"]
 
 OWN = "of the tokenizer"
+TOKENS = re.compile(r"\b[a-z]+_token\b")
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +55,23 @@ def load_template(name: str | None, tokenizer: "PreTrainedTokenizerBase", reason
     return template
 
 
+def try_out(name: str, reasoning: Reasoning = "keep") -> None:
+    """Render a conversation that all templates should take with the one in a ``.jinja`` file, as far as that can be without a tokenizer.
+
+    Raises:
+        UsageError: It raises, goes on for ever, writes too much or tries to leave the sandbox.
+    """
+    source = from_path(Path(name).expanduser(), reasoning == "drop_history").source
+    tokens = {token: f"<{token}>" for token in TOKENS.findall(source)}
+    template = Template(name, source, tokens)
+    try:
+        template.text(_probe(template))
+    except UsageError as error:
+        # A template may well refuse control tokens that no tokenizer has
+        if not tokens or isinstance(error.__cause__, TooMuch | SecurityError):
+            raise
+
+
 def _own(tokenizer: "PreTrainedTokenizerBase") -> str:
     templates = tokenizer.chat_template
     source = templates.get("default") if isinstance(templates, dict) else templates
@@ -60,7 +84,7 @@ def _own(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _check_trainable(template: Template) -> None:
-    probe = PROBE if template.marked else PROBE[:2]  # a second answer may have to wait for data.reasoning
+    probe = _probe(template)
     trained = template.probed(probe)
     if probe[-1].content not in trained or "question" in trained:
         what = "{% generation %} marks do not stand around the assistant's answer" if template.marked else "answers do not show in its text"
@@ -68,6 +92,10 @@ def _check_trainable(template: Template) -> None:
             f"the chat template {template.name}: its {what}.\n"
             "{% generation %}...{% endgeneration %} must enclose the assistant's text and its end token, outside macros."
         )
+
+
+def _probe(template: Template) -> Sequence[Message]:
+    return PROBE if template.marked else PROBE[:2]  # a second answer may have to wait for data.reasoning
 
 
 def _report_mismatch(template: Template, own: Template) -> None:

@@ -85,8 +85,8 @@ def answer_all(
         seeds = [(base, number) for number in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     needs = [len(prompts[number]) + sampling.max_new_tokens for number in order[:ROWS]]
-    tokens = decoder.open(sum(needs), needs[0], len(needs))
     try:
+        tokens = decoder.open(sum(needs), needs[0], len(needs))
         return Answering(decoder, prompts, sampling, stop_ids, seeds, _parts(needs, tokens)).all(order)
     finally:
         decoder.close()

@@ -226,18 +226,18 @@ class Freeze(Adapter):
         layers: The last n decoder layers, or the first n if negative.
         modules: Train only parameters of those layers whose name contains one of these; null: all.
         extra: Train also parameters outside the decoder layers whose name contains one of these, such as embed_tokens or norm.
-        dtype: Of the trained weights; null: as loaded.
+        weights_dtype: Of the trained weights; null: as loaded.
     """
 
     freezes_base = False
 
     def __init__(
-        self, layers: int = 2, modules: list[str] | None = None, extra: list[str] | None = None, dtype: FloatName | None = None
+        self, layers: int = 2, modules: list[str] | None = None, extra: list[str] | None = None, weights_dtype: FloatName | None = None
     ) -> None:
         self.layers = layers
         self.modules = modules
         self.extra = extra
-        self.dtype = dtype
+        self.weights_dtype = weights_dtype
 
     def apply(self, model: "PreTrainedModel") -> "PreTrainedModel":
         refuse_quantized(model, "Freeze")
@@ -253,8 +253,8 @@ class Freeze(Adapter):
             train_matching(model, "extra", part, lambda name: not name.startswith(f"{prefix}."), required=True)
         if not trainable_state(model):
             raise UsageError("adapter: Freeze with layers: 0 and no extra trains nothing.")
-        if self.dtype:
-            set_trainable_dtype(model, DTYPES[self.dtype])
+        if self.weights_dtype:
+            set_trainable_dtype(model, DTYPES[self.weights_dtype])
         return model
 
 
@@ -279,19 +279,19 @@ class Full(Adapter):
     """Trains all weights.
 
     Args:
-        dtype: Of the weights; null: as loaded.
+        weights_dtype: Of the weights; null: as loaded. Not named as LoRA's: a class that is chosen instead keeps options of the same name.
     """
 
     freezes_base = False
 
-    def __init__(self, dtype: FloatName | None = None) -> None:
-        self.dtype = dtype
+    def __init__(self, weights_dtype: FloatName | None = None) -> None:
+        self.weights_dtype = weights_dtype
 
     def apply(self, model: "PreTrainedModel") -> "PreTrainedModel":
         refuse_quantized(model, "Full")
         model.requires_grad_(True)
-        if self.dtype:
-            set_trainable_dtype(model, DTYPES[self.dtype])
+        if self.weights_dtype:
+            set_trainable_dtype(model, DTYPES[self.weights_dtype])
         return model
 
 

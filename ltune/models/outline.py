@@ -66,7 +66,9 @@ def outline(
     """
     source, arguments = resolve_model(name), hub_arguments(name, revision, trust_remote_code)
     config = load_config(name, source, arguments)
-    causal = _bare(name, config, dtype, quantization_for(name, config, quantize, dtype), attention, arguments["trust_remote_code"])
+    with _silent():
+        quantization = quantization_for(name, config, quantize, dtype)
+    causal = _bare(name, config, dtype, quantization, attention, arguments["trust_remote_code"])
     before = {id(parameter) for parameter in causal.parameters()}
     parameters = sum(parameter.numel() for parameter in causal.parameters())
     with _silent():
@@ -98,15 +100,20 @@ def _bare(name: str, config: Any, dtype: torch.dtype, quantization: Any, attenti
     causal.config.use_cache = False
     if wanted is None:
         return causal
-    quantizer = AutoHfQuantizer.from_config(wanted, pre_quantized=False)
-    if quantizer.quantization_config.quant_method != "bitsandbytes":
-        kind = quantizer.quantization_config.quant_method
+    kind = _method(wanted)
+    if kind != "bitsandbytes":
         raise UsageError(f"model: {name} is stored quantized ({kind}); how much memory that takes is known of bitsandbytes' kinds only.")
+    quantizer = AutoHfQuantizer.from_config(wanted, pre_quantized=False)
     quantizer.preprocess_model(model=causal, device_map={"": "meta"})
     quantizer.postprocess_model(causal)
     causal.hf_quantizer = quantizer
     prepare_quantized(causal)
     return causal
+
+
+def _method(wanted: Any) -> str:
+    options = wanted if isinstance(wanted, dict) else wanted.to_dict()
+    return "bitsandbytes" if options.get("load_in_4bit") or options.get("load_in_8bit") else str(options.get("quant_method"))
 
 
 def _adapted(causal: "PreTrainedModel", adapter: Adapter) -> nn.Module:

@@ -20,7 +20,8 @@ class PlainShape:
     trained: int  # bytes
     copied: int  # bytes of weights that autocast rounds for the products
     largest: int  # weights of the largest quantized layer
-    dropout: bool  # of the adapter: each of its layers keeps an input of its own
+    adapted: bool  # by LoRA: each of its layers keeps an input of its own
+    dropout: bool  # in LoRA: and a mask of that
     moments: float = 2.0  # bytes that the optimizer keeps for a byte that is trained
 
     @classmethod
@@ -52,8 +53,10 @@ def _inner(config: Any) -> int:
 def of_layer(shape: PlainShape, tokens: int) -> int:
     """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended, twice; gate, up and their product."""
     row = shape.size * (2 * shape.hidden + shape.qkv + 2 * shape.attended + 4 * shape.inner) + 8 * shape.hidden
+    if shape.adapted:
+        row += 3 * shape.size * shape.hidden
     if shape.dropout:
-        row += (shape.size + 1) * (5 * shape.hidden + shape.attended + shape.inner)
+        row += 5 * shape.hidden + shape.attended + shape.inner
     return tokens * row
 
 

@@ -1,7 +1,7 @@
 """Frozen weights in 4 or 8 bits, by bitsandbytes."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -40,7 +40,12 @@ class FourBit(Quantizer):
     def kind(self) -> str:
         """bitsandbytes' name of the levels."""
 
-    def __init__(self, double_quantization: bool = True, compute_dtype: str | None = None, storage: str = "uint8") -> None:
+    def __init__(
+        self,
+        double_quantization: bool = True,
+        compute_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        storage: Literal["uint8", "float32", "bfloat16", "float16"] = "uint8",
+    ) -> None:
         if compute_dtype is not None and compute_dtype not in FLOATS:
             raise UsageError(f"quantize: compute_dtype is one of {', '.join(FLOATS)} or null, got {compute_dtype!r}")
         if storage not in ("uint8", *FLOATS):

@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from ltune.data import contents
-from ltune.data.contents import LARGE, content_hash, identity, while_unchanged
+from ltune.data.contents import LARGE, content_hash, identity, is_known, while_unchanged
 from ltune.errors import UsageError
 
 BYTES = b"a" * LARGE
@@ -37,6 +37,14 @@ def test_a_large_file_is_hashed_once(file, tmp_path):
     assert content_hash(file, tmp_path / "memory") == sha256(BYTES).hexdigest()
     remember_wrong(tmp_path / "memory")
     assert content_hash(file, tmp_path / "memory") == "remembered"
+
+
+def test_what_is_remembered_is_known_until_it_changes(file, tmp_path):
+    assert not is_known(file, tmp_path / "memory")
+    content_hash(file, tmp_path / "memory")
+    assert is_known(file, tmp_path / "memory")
+    file.write_bytes(BYTES + b"a")
+    assert not is_known(file, tmp_path / "memory")
 
 
 def test_a_change_of_the_same_length_with_its_time_set_back_is_noticed(file, tmp_path):

@@ -137,6 +137,18 @@ def test_a_long_text_becomes_several_rows_of_one_place(tmp_path, make):
     assert {prepared.place(row) for row in range(len(prepared))} == {"t.jsonl:1"}
 
 
+def test_a_long_conversation_becomes_several_rows_of_one_place_and_is_reported(tmp_path, make):
+    said = [{"role": role, "content": f"{role} {number} " * 4} for number in range(8) for role in ("user", "assistant")]
+    rows = [{"messages": said}, {"messages": said[:2]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepared = make("a.jsonl", truncation="split")
+    assert len(prepared) > 2
+    assert [prepared.place(number) for number in (0, 1, len(prepared) - 1)] == ["a.jsonl:1", "a.jsonl:1", "a.jsonl:2"]
+    total = prepared.report["total"]
+    assert (total["split"], total["places"]["split"]) == (1, ["a.jsonl:1"])
+    assert total["ends_cut"] == 0
+
+
 def test_bad_rows_are_refused_or_left_out_and_reported(tmp_path, make, tokenizer):
     file = write(tmp_path / "a.jsonl", "one", "two")
     file.write_text(file.read_text() + '{"instruction": "three"\n{"instruction": "four"}\n')

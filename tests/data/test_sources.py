@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ltune.data.sources import QUICKSTART, Dataset, read, resolve
+from ltune.data.sources import QUICKSTART, Dataset, Source, find, read, resolve
 from ltune.errors import UsageError
 
 
@@ -78,6 +78,18 @@ def test_several_files_make_one_data_set_under_a_name(tmp_path):
 def test_quickstart_is_embedded():
     assert resolve("quickstart", "nowhere").files == (QUICKSTART,)
     assert len(list(read(resolve("quickstart", "nowhere")))) >= 200
+
+
+def test_what_is_on_the_hub_is_found_without_fetching_it(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"far": {"hf_hub_url": "owner/name", "subset": "en"}}))
+    for name in ("far", "owner/name", Dataset("hf://datasets/owner/name@main", streaming=True)):
+        wanted, place, _ = find(name, tmp_path)
+        assert place.id == "owner/name"
+        assert isinstance(wanted, Dataset)
+    assert place.revision == "main"
+    found = find("quickstart", tmp_path)
+    assert isinstance(found, Source)
+    assert found == resolve("quickstart", tmp_path)
 
 
 def test_an_unknown_name_says_what_it_may_have_meant_and_where_was_looked(tmp_path):

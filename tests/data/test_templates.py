@@ -11,7 +11,7 @@ from ltune.data.openai_messages import to_openai, wrapped
 from ltune.data.rows import Message, ToolCall
 from ltune.data.sources import QUICKSTART
 from ltune.data.template_files import named, names
-from ltune.data.templates import Segment, Template, load_template
+from ltune.data.templates import Segment, Template, load_template, try_out
 from ltune.errors import UsageError
 
 CASES = {
@@ -238,6 +238,36 @@ def test_templates_that_cannot_be_trusted_are_refused(tmp_path, tokenizer, own, 
     (tmp_path / "bad.jinja").write_text(source)
     for message in (refusal(str(tmp_path / "bad.jinja"), tokenizer), refusal(None, own(source))):
         assert any(part in message for part in said.split("|"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('not today') }}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ eos_token }}{% endfor %}{% endfor %}",
+        "{{ bos_token * 10**9 }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ eos_token }}",
+        "{% for m in messages %}",
+    ],
+)
+def test_what_a_file_does_wrong_is_told_without_a_tokenizer_in_the_same_words(tmp_path, tokenizer, source):
+    (tmp_path / "bad.jinja").write_text(source)
+    with pytest.raises(UsageError) as caught:
+        try_out(str(tmp_path / "bad.jinja"))
+    assert str(caught.value) == refusal(str(tmp_path / "bad.jinja"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ bos_token + eos_token }}{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+        "{% if eos_token != '<|im_end|>' %}{{ raise_exception('for another model') }}{% endif %}{{ messages[0].content }}",
+        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    ],
+)
+def test_what_depends_on_the_tokenizer_is_left_for_later(tmp_path, source):
+    (tmp_path / "own.jinja").write_text(source)
+    try_out(str(tmp_path / "own.jinja"))
 
 
 def test_a_row_that_a_template_chokes_on_is_refused(tokenizer):

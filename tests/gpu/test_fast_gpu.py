@@ -59,7 +59,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_way(family):
     quick_losses = cpu.quick(FastModel(causal, torch.bfloat16))
     assert (quick_losses - losses).abs().max() <= 0.02
     quick = whole(gradients(quick_losses, model))
-    assert (quick - exact).norm() <= 1.5 * (plain - exact).norm()
+    assert (quick - exact).norm() <= 2 * (plain - exact).norm()
 
 
 def test_a_replayed_graph_gives_the_bits_of_plain_launches():

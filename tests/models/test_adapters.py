@@ -233,4 +233,4 @@ def test_full_trains_everything_in_the_dtype_asked_for() -> None:
     model = llama().to(torch.bfloat16)
     assert len(trainable_state(Full().apply(model))) == len(list(model.parameters()))
     assert model.dtype == torch.bfloat16
-    assert {weight.dtype for weight in Full(dtype="float32").apply(model).parameters()} == {torch.float32}
+    assert {weight.dtype for weight in Full(weights_dtype="float32").apply(model).parameters()} == {torch.float32}

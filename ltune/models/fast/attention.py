@@ -3,7 +3,7 @@
     o = softmax(scale q k^T) v,   lse = log sum exp (scale q k^T),   no token seeing another row's
 
 FlashAttention's variable-length kernel (https://arxiv.org/abs/2307.08691, in torch) on CUDA, cuDNN's where a single long row is all
-there is (measured: twice as fast), the formula elsewhere.
+there is (measured: twice as fast), our own for short rows where switched on, the formula elsewhere.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltune.models.fast.launch import has_triton
+from ltune.models.fast.short_attention import WIDEST, attend_short, attend_short_backward
+
 LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
+OWN = False  # whether our own kernels for short rows are used; three times as quick on an H200, and not yet proved there
+SHORT = 2048  # tokens; up to here they are; a captured step gives all its tokens as the longest row's
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
         scale: Of the scores.
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
     """
+    if _short(q, rows):
+        return *attend_short(q, k, v, rows.starts, scale, window), None
     if not _has_kernel(q):
         return *_formula(q, k, v, rows, scale, window), None
     if _long(q, rows, window):
@@ -57,6 +64,8 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; the same bits each time."""
     o, lse, rest = saved
+    if _short(q, rows):
+        return attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window)
     if not _has_kernel(q):
         return _formula_backward(do, q, k, v, o, lse, rows, scale, window)
     if _long(q, rows, window):
@@ -75,6 +84,13 @@ def attend_backward(
         )
     finally:
         torch._C._set_deterministic_algorithms(before)
+
+
+def _short(q: Tensor, rows: Rows) -> bool:
+    if not OWN or not has_triton(q) or rows.longest > SHORT or q.shape[-1] > WIDEST:
+        return False
+    # Triton's interpreter multiplies the bits of bfloat16 as if they were whole numbers
+    return q.dtype is not (torch.float32 if q.is_cuda else torch.bfloat16)
 
 
 def _has_kernel(q: Tensor) -> bool:

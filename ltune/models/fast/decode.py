@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ltune.models.fast.attention import Rows, attend
 from ltune.models.fast.cache import Places, attend_newest
-from ltune.models.fast.graphs import Graphs
+from ltune.models.fast.graphs import Graphs, filled_up
 from ltune.models.fast.layer import AttentionHalf, Context, Keep
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.offload import Shelf
@@ -133,11 +134,9 @@ class FastDecoder:
             starts: Where in the cache each begins.
         """
         lengths = [len(prompt) for prompt in prompts]
-        ids, positions, at = torch.tensor([
-            [token for prompt in prompts for token in prompt],
-            [position for length in lengths for position in range(length)],
-            [place for start, length in zip(starts, lengths, strict=True) for place in range(start, start + length)],
-        ], device=self.device)  # fmt: skip
+        place = np.concatenate([np.arange(length) for length in lengths])
+        tokens = np.stack([np.concatenate(prompts), place, place + np.repeat(starts, lengths)]).astype(np.int64)
+        ids, positions, at = torch.from_numpy(tokens).to(self.device)
         begins = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.device)
         rows = Rows(begins, max(lengths))
 
@@ -160,7 +159,7 @@ class FastDecoder:
         with torch.autocast(self.device.type, enabled=False):
             if self.graphs is not None:
                 return self.graphs.run((tokens, starts, lengths))
-            return self._step(torch.tensor([tokens, starts, lengths], device=self.device), max(lengths) + 1)
+            return self._step(filled_up((tokens, starts, lengths), (0, 0, 0), len(tokens)).to(self.device), max(lengths) + 1)
 
     def _step(self, rows: Tensor, longest: int) -> Tensor:
         """Of tokens, starts and lengths, (3, n)."""

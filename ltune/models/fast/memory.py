@@ -166,11 +166,11 @@ def needed(shape: Shape, setting: Setting, trained_share: float = 1.0, window: i
 
 def seconds(shape: Shape, setting: Setting, window: int) -> float:
     """About how long a step of ``window`` tokens takes, to compare settings."""
-    again = 0 if setting.keep is Keep.ALL else 1
+    again = {Keep.ALL: 0.0, Keep.ATTENTION: 1.0, Keep.NOTHING: 1.25}[setting.keep]  # of the forward
     micro_batches = -(-window // setting.tokens)
     products = (4 + 2 * again) * shape.weights * shape.layers * (window / micro_batches) / PRODUCTS
     dequantizing = 0 if setting.cached else (2 + again) * 2.5 * shape.quantized * shape.layers / DEQUANTIZING
-    return micro_batches * (max(products, LAUNCHING * shape.layers) + dequantizing + STARTING)
+    return micro_batches * (max(products, LAUNCHING * shape.layers * (1 + again / 3)) + dequantizing + STARTING)
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,8 @@ def candidates(shape: Shape, window: int, longest: int, *, cached: bool = True, 
     """All settings that ``choose`` looks at; the arguments are its own."""
     sizes = sorted({max(longest, -(-window // parts)) for parts in (1, 2, 4, 8, 16, 32, 64)})
     levels = [Keep.ATTENTION] if again else [Keep.ALL, Keep.ATTENTION]
-    return [Setting(size, keep, held) for size in sizes for keep in levels for held in {cached and shape.quantized > 0, False}]
+    held = sorted({cached and shape.quantized > 0, False})
+    return [Setting(size, keep, hold) for size in sizes for keep in levels for hold in held] + [least(size) for size in sizes]
 
 
 def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool = True, again: bool = False) -> Setting:
@@ -194,19 +195,27 @@ def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool =
         cached: Whether dequantized weights may be held.
         again: Whether activations must be computed again, as ``gradient_checkpointing: true`` asks.
     """
-
-    def bytes_of(setting: Setting) -> int:
-        return needed(shape, setting, window=window, longest=longest)
-
-    fitting = [setting for setting in candidates(shape, window, longest, cached=cached, again=again) if bytes_of(setting) <= USABLE * free]
-    if not fitting:
-        return least(longest)
-    return min(fitting, key=lambda setting: (seconds(shape, setting, window), bytes_of(setting)))
+    found = [
+        (one, needed(shape, one, window=window, longest=longest)) for one in candidates(shape, window, longest, cached=cached, again=again)
+    ]
+    fitting = [(seconds(shape, one, window), room, number, one) for number, (one, room) in enumerate(found) if room <= USABLE * free]
+    return min(fitting)[-1] if fitting else least(longest)
 
 
 def quickest(shape: Shape, window: int, *, again: bool = False) -> Setting:
     """The setting that would be chosen if memory were no matter."""
     return Setting(window, Keep.ATTENTION if again else Keep.ALL, cached=shape.quantized > 0)
+
+
+def refusal(shape: Shape, setting: Setting, free: int, loaded: int, window: int, longest: int) -> str | None:
+    """Why a run is not begun that would need more than 110% of what is free and what the model has taken; None where it is."""
+    room, there = loaded + needed(shape, setting, window=window, longest=longest), loaded + free
+    if room <= REFUSED * there:
+        return None
+    return (
+        f"training needs {room / 2**30:.1f} GiB of the GPU's memory, and there are {there / 2**30:.1f} GiB.\n"
+        "`ltune plan` with the same options says what to change;  --model.memory least  tries it all the same."
+    )
 
 
 def least(tokens: int) -> Setting:

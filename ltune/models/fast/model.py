@@ -75,7 +75,8 @@ class FastModel:
 
     def shape(self) -> Shape:
         """Its sizes, for what it will need."""
-        return Shape.of(self.layers, self.head.out_features, sum(parameter.numel() for parameter in self.parameters))
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        return Shape.of(self.layers, self.head.out_features, trained, self.head.weight, self.decoder.embed_tokens.weight)
 
     @property
     def projections(self) -> list[Projection]:
@@ -110,7 +111,7 @@ class FastModel:
         if self.graphs is None or not training or len(input_ids) > SHORT:
             return self._layers(input_ids, position_ids, rows, training)
         key, inputs = padded(input_ids, position_ids, rows.starts)
-        if self.graphs.ready(key):
+        if self.graphs.ready(key, inputs):
             return GraphedStep.apply(self.graphs, key, inputs, len(input_ids), *self.parameters)
         return self._layers(inputs["input_ids"], inputs["position_ids"], Rows(inputs["starts"], key[0]), training)[: len(input_ids)]
 

@@ -2,9 +2,11 @@
 
 Tokens are padded to a multiple of ``BUCKET`` with a row of their own, whether a graph is replayed or not, so that both give the same
 bits. A size is run kernel by kernel the first time, which loads what capturing needs, and captured the second time. All graphs share
-their memory: between a forward and its backward no other may run, which ``busy`` tells.
+their memory: between a forward and its backward no other may run, which ``busy`` tells. The first graph is proved against plain
+launches; where it gives other bits, or cannot be captured, none is used.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ ROWS = 8  # rows are padded to a multiple, with empty ones
 SHORT = 4096  # tokens; a longer step keeps the GPU busy for longer than its launches take
 
 Key = tuple[int, int]  # tokens, row borders
+
+log = logging.getLogger(__name__)
 
 
 def padded(input_ids: Tensor, position_ids: Tensor, starts: Tensor) -> tuple[Key, dict[str, Tensor]]:
@@ -44,7 +48,6 @@ class Captured:
     inputs: dict[str, Tensor]
     y: Tensor
     dy: Tensor
-    gradients: Gradients
 
 
 class TrainingGraphs:
@@ -61,26 +64,50 @@ class TrainingGraphs:
         self.captured: dict[Key, Captured] = {}
         self.pool: Any = None
         self.busy = False
+        self.off = False
+        self.gradients: Tensor | None = None  # of all parameters, end to end; every graph writes them here
+        self.shapes: list[torch.Size | None] = []  # of each parameter's gradient
 
-    def ready(self, key: Key) -> bool:
+    def ready(self, key: Key, inputs: dict[str, Tensor]) -> bool:
         """Whether this size is to be replayed; it is captured when it comes the second time."""
-        if self.busy:
+        if self.busy or self.off:
             return False
-        if key in self.seen:
-            return True
-        self.seen.add(key)
-        return False
+        if key not in self.seen:
+            self.seen.add(key)
+            return False
+        if key not in self.captured:
+            self._add(key, inputs)
+        return not self.off
+
+    def _add(self, key: Key, inputs: dict[str, Tensor]) -> None:
+        first = not self.captured
+        try:
+            self.captured[key] = self._capture(inputs)
+            problem = None if not first or self._proved(key, inputs) else "a graph gives other bits than plain launches"
+        except RuntimeError as error:
+            problem = str(error).splitlines()[0]
+        if problem is not None:
+            log.warning("CUDA graphs are not used: %s", problem)
+            self.clear()
+            self.off = True
+
+    def _proved(self, key: Key, inputs: dict[str, Tensor]) -> bool:
+        y, kept = self._forward(inputs)
+        expected = self._backward(y, kept)
+        same = torch.equal(self.forward(key, inputs), y)
+        found = self.backward(key, y)
+        return same and all(
+            a is b is None or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(found, expected, strict=True)
+        )
 
     def clear(self) -> None:
         """Give the memory back."""
         self.captured.clear()
         self.seen.clear()
-        self.pool, self.busy = None, False
+        self.pool, self.busy, self.gradients = None, False, None
 
     def forward(self, key: Key, inputs: dict[str, Tensor]) -> Tensor:
         """y (T, H); overwritten by the next forward."""
-        if key not in self.captured:
-            self.captured[key] = self._capture(inputs)
         captured = self.captured[key]
         for name, value in inputs.items():
             captured.inputs[name].copy_(value, non_blocking=True)
@@ -95,10 +122,10 @@ class TrainingGraphs:
         captured.dy[len(dy) :].zero_()
         captured.backward.replay()
         self.busy = False
+        assert self.gradients is not None
         # The next replay writes over them, and gradients may still be added up
-        present = [gradient for gradient in captured.gradients if gradient is not None]
-        copies = iter(torch.cat([gradient.flatten() for gradient in present]).split([gradient.numel() for gradient in present]))
-        return [None if gradient is None else next(copies).view(gradient.shape) for gradient in captured.gradients]
+        parts = iter(self.gradients.clone().split([shape.numel() for shape in self.shapes if shape is not None]))
+        return [None if shape is None else next(parts).view(shape) for shape in self.shapes]
 
     def _capture(self, inputs: dict[str, Tensor]) -> Captured:
         static = {name: value.clone() for name, value in inputs.items()}
@@ -110,4 +137,10 @@ class TrainingGraphs:
         dy = torch.zeros_like(y)
         with torch.cuda.graph(backward, pool=self.pool, capture_error_mode="thread_local"):
             gradients = self._backward(dy, kept)
-        return Captured(forward, backward, static, y, dy, gradients)
+            present = [gradient.flatten() for gradient in gradients if gradient is not None]
+            if self.gradients is None:
+                self.gradients = torch.cat(present)
+            else:
+                torch.cat(present, out=self.gradients)
+        self.shapes = [None if gradient is None else gradient.shape for gradient in gradients]
+        return Captured(forward, backward, static, y, dy)

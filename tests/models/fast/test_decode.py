@@ -10,7 +10,7 @@ from ltune.generation.engine import generate
 from ltune.generation.sampling import Sampling
 from ltune.models.fast.cache import Places, attend_newest
 from ltune.models.fast.decode import FastDecoder, decoder_of
-from ltune.models.fast.graphs import rounded_up
+from ltune.models.fast.graphs import filled_up, rounded_up
 from ltune.models.fast.model import FastModel
 
 SMALL = {
@@ -179,6 +179,20 @@ def test_a_query_sees_its_own_row_only(window):
         for head in range(4):
             p = (keys[:, head // 2] @ q[row, head] * 0.3).softmax(0)
             torch.testing.assert_close(found[row, head], p @ values[:, head // 2])
+
+
+def test_rows_that_fill_up_a_graph_change_nothing():
+    decoder = FastDecoder(FastModel(build(), torch.float32))
+    starts, lengths = [0, 10, 20, 40, 50, 60], [len(prompt) for prompt in PROMPTS]
+    tokens = decoder.open(100, 30, 8)
+    decoder.prefill(PROMPTS, starts)
+    expected = decoder.step([8] * 6, starts, lengths)
+    filled = filled_up(([8] * 6, starts, lengths), (0, tokens, 0), 8)
+    assert filled[:, 6:].tolist() == [[0, 0], [tokens, tokens], [0, 0]]
+    with torch.inference_mode():
+        torch.testing.assert_close(decoder._step(filled, 30)[:6], expected)
+        torch.testing.assert_close(decoder._step(filled, 30)[:6], expected)  # a step again changes nothing: it is run once to be recorded
+    decoder.close()
 
 
 def test_sizes_of_graphs_are_few_and_little_larger():

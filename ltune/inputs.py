@@ -1,0 +1,124 @@
+"""What a command will read, looked at before anything heavy is imported: the template that is a file, the files of rows.
+
+All that is found here would be found later too, in the same words. Where the options cannot be told from the command line and its files
+alone, it is left for later. It refuses to know what a row means.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltune.errors import UsageError
+from ltune.usage import options
+
+DEFAULTS: dict[str, Any] = {  # of ChatData, whose module imports torch; a test holds them together
+    "datasets": [],
+    "val_datasets": [],
+    "test_datasets": [],
+    "folder": "data",
+    "max_rows": None,
+    "bad_rows": "error",
+    "cache": None,
+    "template": None,
+    "reasoning": "keep",
+}
+TEXTS = ("folder", "bad_rows", "cache", "template", "reasoning")
+WHOLE = (int, type(None))
+
+
+def look(command: str, arguments: list[str]) -> None:
+    """Look at what fit, validate, test or predict would read, given arguments that are sound.
+
+    Raises:
+        UsageError: A template that cannot be rendered, or a file with a malformed row.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0" or any(name in ("h", "help", "print_config") for name, _ in options(arguments)):
+        return
+    data = data_options(arguments)
+    if data is None:
+        return
+    if str(data["template"]).endswith(".jinja"):
+        from ltune.data.templates import try_out
+
+        try_out(data["template"], data["reasoning"])
+    if data["bad_rows"] == "error":
+        look_at_rows(read_by(command, data), data)
+
+
+def read_by(command: str, data: dict[str, Any]) -> list:
+    """The data sets that the command reads."""
+    if command == "fit":
+        return [*data["datasets"], *data["val_datasets"]]
+    if command == "test":
+        return data["test_datasets"]
+    return data["val_datasets" if command == "validate" else "test_datasets"] or data["datasets"]
+
+
+def look_at_rows(datasets: list, data: dict[str, Any]) -> None:
+    """Look at the files of these data sets that are on this machine."""
+    from ltune.data.prepared import cache_folder, hashes_in
+    from ltune.data.scan import scan
+    from ltune.data.sources import Dataset, Source, find
+
+    sources: list[tuple[Source, int | None]] = []
+    for item in datasets:
+        with suppress(UsageError, OSError):  # said later, with what else is wrong
+            found = find(Dataset(**item) if isinstance(item, dict) else item, data["folder"])
+            if isinstance(found, Source):
+                sources.append((found, data["max_rows"] if found.max_rows is None else found.max_rows))
+    scan(sources, hashes_in(cache_folder(data["cache"])))
+
+
+# -- the options ----------------------------------------------------------------------------------------------------------------------
+
+
+def data_options(arguments: list[str]) -> dict[str, Any] | None:
+    """Those of DEFAULTS, as the last file or option sets them; None where that cannot be told."""
+    found = dict(DEFAULTS)
+    for option, text in options(arguments):
+        if option in ("c", "config"):
+            read = _value(Path(text or "").read_text(encoding="utf-8-sig")) or {}
+            if not isinstance(read, dict):
+                return None
+            found |= {key: value for key, value in (read.get("data") or {}).items() if key in DEFAULTS}
+        elif option == "data" or option.startswith("data."):
+            name, adds = option.removeprefix("data.").removesuffix("+"), option.endswith("+")
+            if option == "data" or (name not in DEFAULTS and name.partition(".")[0] in DEFAULTS):
+                return None
+            if name in DEFAULTS:
+                value = _value(text)
+                found[name] = [*found[name], *(value if isinstance(value, list) else [value])] if adds else value
+    return found if all(_is_plain(found)) else None
+
+
+def _value(text: str | None) -> Any:
+    try:
+        return yaml.safe_load(text or "")
+    except (yaml.YAMLError, ValueError):  # plain text, such as a system prompt; or a date that there is not
+        return text
+
+
+def _is_plain(found: dict[str, Any]) -> Iterator[bool]:
+    """Whether each value has its type already, so that nothing need be made of it."""
+    yield all(isinstance(found[name], str | type(None)) for name in TEXTS)
+    yield type(found["max_rows"]) in WHOLE and (found["max_rows"] is None or found["max_rows"] > 0)
+    for name in ("datasets", "val_datasets", "test_datasets"):
+        yield isinstance(found[name], list) and all(isinstance(item, str) or _is_dataset(item) for item in found[name])
+
+
+def _is_dataset(item: Any) -> bool:
+    from ltune.data.sources import Dataset
+
+    return (
+        isinstance(item, dict)
+        and "name" in item
+        and set(item) <= {field.name for field in fields(Dataset)}
+        and all(type(item.get(key)) in WHOLE for key in ("max_rows", "num_samples"))
+        and type(item.get("weight", 1)) in (int, float)
+        and all(isinstance(file, str) for file in [item["name"], *(item.get("files") or [])])
+    )

@@ -1,0 +1,157 @@
+"""Triton's kernels against the formulas that stand beside them, on the CPU; test_kernels.py runs this file with TRITON_INTERPRET=1."""
+
+from contextlib import contextmanager
+
+import numpy
+import pytest
+import torch
+
+from ltune.models.fast import attention, gate, launch, loss, norm, rotary
+
+HALF, FULL = torch.float16, torch.float32  # the interpreter cannot multiply bfloat16
+LENGTHS = (37, 0, 1, 70, 0, 0, 5)
+
+
+@contextmanager
+def kernels():
+    """Within it work on the CPU goes to the kernels."""
+    launch.INTERPRETED = attention.OWN = True
+    try:
+        yield
+    finally:
+        launch.INTERPRETED = attention.OWN = False
+
+
+def both(function, *arguments):
+    """What the kernel and what the formula gives, each with inputs of its own."""
+    found = []
+    for interpreted in (True, False):
+        given = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+        if not interpreted:
+            found.append(function(*given))
+            continue
+        with kernels():
+            found.append(function(*given))
+    return found
+
+
+def assert_near(found, expected, dtype):
+    """Within a few times what rounding to the dtype makes of numbers about 1, which inputs are."""
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    distance = torch.linalg.norm(found.double() - expected.double())
+    bound = 4 * torch.finfo(dtype).eps * (torch.linalg.norm(expected.double()) + expected.numel() ** 0.5)
+    assert distance <= bound, f"{distance:.2e} > {bound:.2e}"
+
+
+# -- attention ------------------------------------------------------------------------------------------------------------------------
+
+
+def attended(lengths, heads, key_heads, width, window, dtype):
+    """o, lse, dq, dk, dv of queries, keys and values that lie in one buffer, as they do in a layer."""
+    torch.manual_seed(7)
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    rows, scale = attention.Rows(starts, max(lengths)), width**-0.5
+    buffer = torch.randn(sum(lengths), heads + 2 * key_heads, width).to(dtype)
+    split = buffer.split([heads, key_heads, key_heads], 1)
+    do = torch.randn(sum(lengths), heads, width).to(dtype)
+    saved = attention.attend(*split, rows, scale, window)
+    return *saved[:2], *attention.attend_backward(do, *split, saved, rows, scale, window)
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "width", "window", "dtype"),
+    [
+        (4, 1, 64, None, FULL),
+        (4, 1, 64, None, HALF),
+        (2, 2, 96, 40, FULL),
+        (8, 1, 128, 7, HALF),
+        (6, 2, 24, None, FULL),
+        (2, 1, 256, 1, FULL),
+    ],
+)
+def test_attention(heads, key_heads, width, window, dtype):
+    found, expected = both(attended, LENGTHS, heads, key_heads, width, window, dtype)
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, dtype)
+        assert one.is_contiguous()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attention_of_any_rows(seed):
+    draw = numpy.random.default_rng(seed)
+    lengths = tuple(int(length) for length in draw.choice([0, 1, *draw.integers(1, 200, 3)], 4)) + (3,)
+    key_heads, group = int(draw.integers(1, 3)), int(draw.integers(1, 6))
+    window = [None, int(draw.integers(1, 200))][seed % 2]
+    found, expected = both(attended, lengths, key_heads * group, key_heads, 32, window, FULL)
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, FULL)
+
+
+def test_many_rows_find_their_places():
+    found, expected = both(attended, (1, *[0] * 63, 3, 0, 2), 2, 1, 16, None, FULL)  # more than are looked through at once
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, FULL)
+
+
+# -- the others -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm(dtype, offset):
+    torch.manual_seed(1)
+    x, dy, add, weight = torch.randn(9, 72).to(dtype), torch.randn(9, 72).to(dtype), torch.randn(9, 72).to(dtype), torch.randn(72)
+    for one, other in zip(*both(norm.rms_norm, x, weight, 1e-5, offset), strict=True):
+        assert_near(one, other, dtype)
+    r = norm.rms_norm(x, weight, 1e-5, offset)[1]
+    for more in [(None, False), (add, False), (None, True), (add, True)]:
+        found, expected = both(norm.rms_norm_backward, dy, x, r, weight, offset, *more)
+        assert_near(found[0], expected[0], dtype)
+        assert (found[1] is None) == (expected[1] is None) == (not more[1])
+        if more[1]:
+            assert_near(found[1], expected[1], FULL)
+
+
+def test_norm_of_some_heads_of_a_buffer():
+    buffer, weight = torch.randn(5, 7, 24), torch.randn(24)
+    for one, other in zip(*both(lambda x: norm.rms_norm(x[:, 2:5], weight, 1e-6, 0.0), buffer), strict=True):
+        assert_near(one, other, FULL)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize("half", [12, 5])  # all dimensions turn, and some
+def test_rotary(dtype, half):
+    torch.manual_seed(2)
+    angle = torch.randn(6, half)
+    cos, sin = angle.cos(), angle.sin()
+
+    def turned(heads):
+        rotary.rotate(heads[:, :5], cos, sin)
+        return heads
+
+    assert_near(*both(turned, torch.randn(6, 7, 24).to(dtype)), dtype)
+    gradients = [torch.randn(6, heads, 24).to(dtype) for heads in (3, 2, 2)]
+    assert_near(*both(rotary.gather_rotated_back, *gradients, cos, sin), dtype)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gate(dtype, gelu):
+    torch.manual_seed(3)
+    gate_up, dh = torch.randn(3, 2 * 1100).to(dtype), torch.randn(3, 1100).to(dtype)
+    assert_near(*both(gate.gated, gate_up, gelu), dtype)
+    for one, other in zip(*both(gate.gated_backward, dh, gate_up, gelu), strict=True):
+        assert_near(one, other, dtype)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_cross_entropy(dtype, gradient):
+    torch.manual_seed(4)
+    logits, targets = (3 * torch.randn(4, 9000)).to(dtype), torch.tensor([0, 8999, 17, 8192])
+
+    def entropy(logits):
+        return loss.cross_entropy_(logits, targets, gradient), logits
+
+    for one, other in zip(*both(entropy, logits), strict=True):
+        assert_near(one, other, dtype)

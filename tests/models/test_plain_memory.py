@@ -1,0 +1,51 @@
+"""What transformers' own layers keep, counted in a real forward."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ltune.models.adapters import Full, LoRA
+from ltune.models.plain_memory import PlainShape, of_layer, plain_need
+
+TOKENS = 256
+KNOWN = {"size": 2, "trained": 0, "copied": 0, "largest": 0, "dropout": False}
+
+
+def configuration(layers):
+    sizes = {"vocab_size": 100, "hidden_size": 256, "intermediate_size": 896, "num_attention_heads": 8, "num_key_value_heads": 2}
+    return AutoConfig.for_model("llama", num_hidden_layers=layers, **sizes)
+
+
+def kept(layers, adapter):
+    """Bytes that autograd saves in a forward, parameters left out."""
+    model = AutoModelForCausalLM.from_config(configuration(layers), dtype=torch.bfloat16, attn_implementation="sdpa")
+    weights = {parameter.untyped_storage().data_ptr() for parameter in adapter.apply(model).parameters()}
+    held = []
+
+    def pack(tensor):
+        held.append(tensor.untyped_storage())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", dtype=torch.bfloat16):
+        model.train().model(input_ids=torch.zeros(1, TOKENS, dtype=torch.long), use_cache=False)
+    return sum({one.data_ptr(): one.nbytes() for one in held if one.data_ptr() not in weights}.values())
+
+
+@pytest.mark.parametrize("adapter", [LoRA(), Full()])
+def test_a_layer_within_10_percent(adapter):
+    shape = PlainShape.of(configuration(2), adapted=isinstance(adapter, LoRA), **KNOWN)
+    assert of_layer(shape, TOKENS) == pytest.approx((kept(4, adapter) - kept(2, adapter)) / 2, rel=0.1)
+
+
+def test_experts_count_as_often_as_a_token_goes_to_them():
+    config = AutoConfig.for_model("mixtral", hidden_size=64, intermediate_size=128, num_attention_heads=4, num_experts_per_tok=2)
+    assert PlainShape.of(config, adapted=True, **KNOWN).inner == 256
+
+
+def test_computed_again_less_is_kept():
+    shape = PlainShape.of(configuration(8), adapted=True, **KNOWN)
+    once, again = (plain_need(shape, 4096, 4096, padded=True, again=again, several=False) for again in (False, True))
+    assert again.activations == 8 * 4096 * 256 * 2
+    assert again.total < once.total
+    assert plain_need(shape, 8192, 8192, padded=True, again=True, several=False).total > again.total
