@@ -32,7 +32,7 @@ from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
 from ltune.objectives import SFT, Objective
 from ltune.objectives.policy import Policy
-from ltune.optim.groups import build_optimizer, fuse
+from ltune.optim.groups import build_optimizer, fuse, is_fused
 from ltune.optim.schedules import Cosine, Schedule
 from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
@@ -241,7 +241,7 @@ class FineTuner(LightningModule):
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or float("inf"))
         self.outcome = self.unchecked = Outcome(torch.stack([loss.float(), norm.float()]), parts, self.trainer.global_step + 1)
-        if optimizer.param_groups[0].get("fused"):
+        if norm.is_cuda and is_fused(optimizer):
             self.outcome.guard(optimizer)  # looked at one step later, so that the host does not wait
         else:
             self.check_outcome()

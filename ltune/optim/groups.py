@@ -34,6 +34,11 @@ def fuse(optimizer: Optimizer) -> None:
             group["fused"] = True
 
 
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether it is one whose step can be left out on the device, by its ``found_inf``."""
+    return type(optimizer) in (Adam, AdamW) and bool(optimizer.param_groups[0]["fused"])
+
+
 def split(named: Named) -> list[dict[str, Any]]:
     """Three groups: A matrices and other weights; B matrices; one-dimensional. LoRA+ raises the last two."""
     plain: list[nn.Parameter] = []

@@ -2,7 +2,7 @@
 
 import torch
 
-from ltune.optim.groups import build_optimizer
+from ltune.optim.groups import build_optimizer, fuse, is_fused
 
 
 def named():
@@ -24,3 +24,14 @@ def test_lora_plus_raises_b_and_vectors():
 def test_without_lora_plus_all_learn_alike_and_empty_groups_are_left_out():
     optimizer = build_optimizer(named()[:1], adamw, None)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3]
+
+
+def test_adam_is_fused_unless_its_options_say_otherwise():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for options, fused in (({}, True), ({"foreach": True}, False), ({"fused": False}, False), ({"foreach": False}, True)):
+        optimizer = torch.optim.AdamW([weight], **options)
+        fuse(optimizer)
+        assert is_fused(optimizer) is fused, options
+    other = torch.optim.SGD([weight], lr=0.1, fused=True)
+    fuse(other)
+    assert not is_fused(other)
