@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.attention import Rows, attend
-from ltune.models.fast.cache import Places, attend_newest
+from ltune.models.fast.cache import Places, attend_newest, kernel_agrees
 from ltune.models.fast.graphs import Graphs, filled_up
 from ltune.models.fast.layer import AttentionHalf, Context, Keep
 from ltune.models.fast.model import FastModel
@@ -40,6 +40,10 @@ def decoder_of(fast: FastModel | None, most_tokens: int | None = None) -> "FastD
     if odd := sorted(kind for kind in kinds if "dynamic" in kind or kind == "longrope"):
         # all rows would turn with the longest one
         log.info("transformers' own generate is used: rotary embeddings of the kind %s", ", ".join(odd))
+        return None
+    one = fast.layers[0][0]
+    if not kernel_agrees(one.heads, one.key_heads, one.width, fast.dtype, fast.head.weight.device):
+        log.info("transformers' own generate is used: the attention kernel does not do here what it is asked to")
         return None
     return FastDecoder(fast, most_tokens)
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from ltune.generation.continuous import answer_all
 from ltune.generation.engine import generate
 from ltune.generation.sampling import Sampling
+from ltune.models.fast import cache
 from ltune.models.fast.cache import Places, attend_newest
 from ltune.models.fast.decode import FastDecoder, decoder_of
 from ltune.models.fast.graphs import filled_up, rounded_up
@@ -199,3 +200,11 @@ def test_sizes_of_graphs_are_few_and_little_larger():
     for count in range(1, 2000):
         assert count <= rounded_up(count) <= max(count, 1.25 * count)
     assert len({rounded_up(count) for count in range(1, 1025)}) == 36
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(8, 8, 64), (8, 2, 128), (4, 1, 256)])
+def test_what_attends_is_proved_before_it_is_used(heads, key_heads, width, monkeypatch):
+    shape = heads, key_heads, width, torch.bfloat16, torch.device("cpu")
+    assert cache.kernel_agrees(*shape)
+    monkeypatch.setattr(cache, "attend_newest", lambda q, *rest: q)
+    assert not cache.kernel_agrees(*shape)
