@@ -232,8 +232,8 @@ def smaller(setting: Setting, largest: int) -> Setting | None:
     """
     if setting.cached:
         return replace(setting, cached=False)
-    if largest > 0:
-        return replace(setting, tokens=max(1, min(setting.tokens, largest) // 2))
+    if min(setting.tokens, largest) > 1:  # otherwise it would stay as it is, and be tried for ever
+        return replace(setting, tokens=min(setting.tokens, largest) // 2)
     if setting.keep is Keep.ALL:
         return replace(setting, keep=Keep.ATTENTION)
     return least(setting.tokens) if not setting.offload else None

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -179,6 +179,7 @@ def test_refused_beyond_110_percent_of_the_memory():
 
 
 @given(made, st.integers(0, 20000))
+@example(Setting(tokens=1, cached=False), 2)
 def test_giving_up_ends(setting, largest):
     for _ in range(100):
         if setting is None:
