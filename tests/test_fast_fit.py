@@ -53,6 +53,12 @@ def test_both_ways_are_the_same_run(fit, quantize):
     assert not Path("plain/memory.json").exists()
 
 
+def test_a_fused_optimizer_trains_the_same_run(fit):
+    """As on CUDA, where fusing is the default: its step writes the weights behind torch's back."""
+    fused = "--model.optimizer.fused=true"
+    assert fit("quick", fused) == pytest.approx(fit("plain", fused, "--model.fast", "false"), abs=1e-5)
+
+
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(fit, monkeypatch, capsys):
     whole = fit("whole")
     compute, sizes = FastModel.token_losses, []

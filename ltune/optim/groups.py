@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.autograd.graph import increment_version
 from torch.optim import Adam, AdamW, Optimizer
 
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -24,7 +25,13 @@ def build_optimizer(named: Named, make: Callable[[list[dict[str, Any]]], Optimiz
             made["weight_decay"] = 0.0
         if lora_plus_ratio is not None and group["raised"]:
             made["lr"] *= lora_plus_ratio
+    optimizer.register_step_post_hook(_count_change)
     return optimizer
+
+
+def _count_change(optimizer: Optimizer, *arguments: Any) -> None:
+    """Fused optimizers write the weights without telling torch, and whoever keeps copies would go on with the old ones."""
+    increment_version(parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def fuse(optimizer: Optimizer) -> None:

@@ -1,5 +1,6 @@
 """LoRA+ raises B and one-dimensional weights; those of one dimension never decay."""
 
+import pytest
 import torch
 
 from ltune.optim.groups import build_optimizer, fuse, is_fused
@@ -35,3 +36,14 @@ def test_adam_is_fused_unless_its_options_say_otherwise():
     other = torch.optim.SGD([weight], lr=0.1, fused=True)
     fuse(other)
     assert not is_fused(other)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_counts_as_a_change_of_the_weights(fused):
+    """Copies of the weights are made anew when their versions change, which a fused step alone does not see to."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer([("w", weight)], lambda groups: torch.optim.AdamW(groups, lr=0.1, fused=fused), None)
+    weight.grad = torch.ones(2)
+    before = weight._version
+    optimizer.step()
+    assert weight._version > before
