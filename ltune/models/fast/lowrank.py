@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ltune.models.fast.launch import has_triton, tl, triton
+
 if TYPE_CHECKING:
     from ltune.models.fast.projection import Projection
+
+MOST = 64  # ranks whose product is added to the residual stream in one pass
 
 
 @dataclass
@@ -30,13 +34,28 @@ class LowRank:
         b = torch.zeros(sum(projection.sizes), 0, dtype=dtype, device=base.weight.device)
         return cls(a, b, a, b)
 
+    @property
+    def ranks(self) -> int:
+        """R, of all layers together."""
+        return self.a.shape[0]
+
     def down(self, x: Tensor) -> Tensor | None:
         """z (T, R) of x (T, in)."""
-        return torch.mm(x, self.scaled_a.mT) if self.a.shape[0] else None
+        return torch.mm(x, self.scaled_a.mT) if self.ranks else None
 
     def up_backward(self, dy: Tensor) -> Tensor | None:
         """dz (T, R) of dy (T, out)."""
-        return torch.mm(dy, self.scaled_b) if self.a.shape[0] else None
+        return torch.mm(dy, self.scaled_b) if self.ranks else None
+
+    def up(self, z: Tensor, add: Tensor | None) -> Tensor:
+        """z B^T (T, out), plus ``add``."""
+        if add is None or not has_triton(z) or self.ranks > MOST:
+            y = torch.mm(z, self.b.mT)
+            return y if add is None else y.add_(add)
+        y = torch.empty_like(add)
+        ranks = max(16, 1 << (self.ranks - 1).bit_length())
+        _up[(-(-len(z) // 16), -(-add.shape[1] // 256))](z, self.b, add, y, len(z), add.shape[1], self.ranks, ranks, 16, 256, num_warps=4)
+        return y
 
 
 @dataclass(frozen=True)
@@ -87,3 +106,16 @@ def refresh(copies: list[Copy]) -> None:
         values = torch.stack([master.detach() for master in copy.masters])
         copy.plain.copy_(values)
         copy.scaled.copy_(values if copy.scale == 1.0 else values.mul_(copy.scale))
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _up(z, b, add, y, tokens, width, ranks, RANKS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    rank = tl.arange(0, RANKS)
+    mask = (token < tokens)[:, None] & (column < width)[None, :]
+    left = tl.load(z + token[:, None] * ranks + rank[None, :], mask=(token < tokens)[:, None] & (rank < ranks)[None, :], other=0.0)
+    right = tl.load(b + column[None, :] * ranks + rank[:, None], mask=(column < width)[None, :] & (rank < ranks)[:, None], other=0.0)
+    at = token[:, None] * width + column[None, :]
+    start = tl.load(add + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + at, tl.dot(left, right, start, input_precision="ieee").to(y.dtype.element_ty), mask=mask)

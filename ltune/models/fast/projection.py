@@ -106,10 +106,10 @@ class Projection:
         """
         z = self.low.down(x)
         # in place: out of place, torch would copy the start value first
-        y = torch.mm(x, weight.mT) if z is None else torch.mm(z, self.low.b.mT).addmm_(x, weight.mT)
+        y = torch.mm(x, weight.mT) if z is None else self.low.up(z, add).addmm_(x, weight.mT)
         if self.bias is not None:
             y += self.bias
-        if add is not None:
+        if add is not None and z is None:
             y += add
         return y, z
 

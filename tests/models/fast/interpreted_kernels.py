@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from ltune.models.fast import attention, gate, launch, loss, norm, rotary
+from ltune.models.fast import attention, gate, launch, loss, lowrank, norm, rotary
 
 HALF, FULL = torch.float16, torch.float32  # the interpreter cannot multiply bfloat16
 LENGTHS = (37, 0, 1, 70, 0, 0, 5)
@@ -142,6 +142,15 @@ def test_gate(dtype, gelu):
     assert_near(*both(gate.gated, gate_up, gelu), dtype)
     for one, other in zip(*both(gate.gated_backward, dh, gate_up, gelu), strict=True):
         assert_near(one, other, dtype)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize("ranks", [3, 16, 40])
+def test_low_rank_on_top_of_the_residual_stream(dtype, ranks):
+    torch.manual_seed(4)
+    a, b = torch.randn(ranks, 8).to(dtype), (torch.randn(300, ranks) / ranks**0.5).to(dtype)
+    low, add = lowrank.LowRank(a, b, a, b), torch.randn(21, 300).to(dtype)
+    assert_near(*both(low.up, torch.randn(21, ranks).to(dtype), add), dtype)
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
