@@ -3,14 +3,16 @@
 
     python scripts/measure_memory.py --model FOLDER --data FOLDER --out FOLDER [--only NAME ...]
 
-FOLDER of the model: a Llama-3-8B (random weights do). All runs in one process, a few steps each, so that imports are paid once. Writes
-measured.json after each run, so that what was measured is there even if a later run does not end.
+FOLDER of the model: a Llama-3-8B (random weights do). All runs in one process, a few steps each, so that imports are paid once; what needs
+most memory is rehearsed before the first of them. Writes measured.json after each run, so that what was measured is there even if a later
+run does not end; with --seconds none begins later than that. The runs that tell most come first.
 """
 
 import argparse
 import gc
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -22,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmark import CONFIGURATION, FULL, LEAST, NO_LORA_PLUS, PLAIN, W1, W2, long_rows, small_model
 
 CHECKPOINTING = ["--model.gradient_checkpointing", "true"]
-STEPS = 4  # a size is captured when it comes the second time, which is part of the peak
+STEPS = 4
+SHORT = {"8B W1": 40}  # steps as short as these are captured in graphs when a size comes the second time, which is part of the peak
 
 
 def tokens(count: int) -> list[str]:
@@ -36,20 +39,20 @@ def cases(arguments: argparse.Namespace) -> dict[str, list[str]]:
     small = ["--model.model", str(small_model(places))]  # type: ignore[arg-type]  # it takes the parsed arguments
     return {
         "8B W1": W1,
-        "8B W1 least": [*W1, *LEAST],
-        "8B W1 plain": [*W1, *PLAIN],
-        "8B W1 plain, checkpointing": [*W1, *PLAIN, *CHECKPOINTING],
-        "8B 4,096 tokens": tokens(4096),
+        "1B full W2": [*small, *FULL],
         "8B W2": W2,
         "8B W2 least": [*W2, *LEAST],
+        "8B W1 plain": [*W1, *PLAIN],
+        "8B W1 plain, checkpointing": [*W1, *PLAIN, *CHECKPOINTING],
+        "8B one row of 32,768": [*W1, *long_rows(32768, places)],  # type: ignore[arg-type]
+        "1B full W2, checkpointing": [*small, *FULL, *CHECKPOINTING],
+        "1B LoRA W2": [*small, *W2, *NO_LORA_PLUS],
+        "1B full 2 x 4": [*small, *W1, *NO_LORA_PLUS, "--model.adapter", "Full"],
         "8B W2, checkpointing": [*W2, *CHECKPOINTING],
         "8B W2, rank 64": [*W2, "--model.adapter.rank", "64", "--model.adapter.alpha", "128"],
         "8B 16,384 tokens": tokens(16384),
-        "8B one row of 32,768": [*W1, *long_rows(32768, places)],  # type: ignore[arg-type]
-        "1B LoRA W2": [*small, *W2, *NO_LORA_PLUS],
-        "1B full W2": [*small, *FULL],
-        "1B full W2, checkpointing": [*small, *FULL, *CHECKPOINTING],
-        "1B full 2 x 4": [*small, *W1, *NO_LORA_PLUS, "--model.adapter", "Full"],
+        "8B W1 least": [*W1, *LEAST],
+        "8B 4,096 tokens": tokens(4096),
     }
 
 
@@ -60,11 +63,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no run begins")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    measured = []
+    measured, begin = [], time.monotonic()
     for name, options in cases(arguments).items():
-        if arguments.only is None or name in arguments.only:
+        if time.monotonic() - begin > arguments.seconds:
+            print(f"{name:28} not begun, as {arguments.seconds:.0f} s are over")
+        elif arguments.only is None or name in arguments.only:
             measured.append(measure(name, options, arguments))
             (arguments.out / "measured.json").write_text(json.dumps(measured, indent=1))
     return 0
@@ -77,28 +83,51 @@ def measure(name: str, options: list[str], arguments: argparse.Namespace) -> dic
     from ltune import cli
 
     run = arguments.out / name.replace(" ", "-").replace(",", "")
+    shutil.rmtree(run, ignore_errors=True)  # a finished run would not run again
     shared = ["--config", str(CONFIGURATION), "--model.model", str(arguments.model), "--data.folder", str(arguments.data), *options]
+    asked = ["--run", str(run), "--trainer.max_steps", str(SHORT.get(name, STEPS)), "--trainer.log_every_n_steps", "1"]
+    before = torch.cuda.memory_allocated() / 2**30  # left over by the runs before; nothing, if all goes well
     torch.cuda.reset_peak_memory_stats()
     begin = time.monotonic()
-    with Path(f"{run}.log").open("w") as log:
+    with Path(f"{run}.log").open("w+") as log:
         kept = [os.dup(number) for number in (1, 2)]
         for number in (1, 2):
             os.dup2(log.fileno(), number)
         try:
-            code = cli.main(["fit", *shared, "--run", str(run), "--trainer.max_steps", str(STEPS), "--trainer.log_every_n_steps", "1"])
+            code = cli.main(["fit", *shared, *asked])
         finally:
             sys.stdout.flush()
-            for number, before in enumerate(kept, 1):
-                os.dup2(before, number)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] if code == 0 else []
-    seconds = statistics.median(line["train/step_seconds"] for line in lines[1:]) if len(lines) > 1 else float("nan")
-    print(f"{name:28} exit {code}  {peak:7.2f} GiB  {1e3 * seconds:8.1f} ms a step  {time.monotonic() - begin:6.1f} s", flush=True)
+            for number, descriptor in enumerate(kept, 1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        log.seek(0)
+        said = log.read()
+    metrics, setting = run / "metrics.jsonl", run / "memory.json"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if code == 0 else []
+    seconds = statistics.median(line["train/step_seconds"] for line in lines[1:]) if len(lines) > 1 else None
+    found = {
+        "name": name,
+        "options": [*shared, "--memory", f"{torch.cuda.mem_get_info()[1] / 2**30:.1f}GiB"],
+        "measured_gib": peak,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        "left_over_gib": before,
+        "loading_gib": max(map(float, re.findall(r"([\d.]+) while loading", said)), default=None),
+        "setting": json.loads(setting.read_text()) if setting.exists() else None,
+        "gave_up": said.count("the GPU's memory was full"),
+        "step_seconds": seconds,
+        "seconds": time.monotonic() - begin,
+        "exit": code,
+    }
+    print(f"{name:28} exit {code}  {peak:7.2f} GiB  {1e3 * (seconds or 0):8.1f} ms a step  {found['seconds']:6.1f} s", flush=True)
+    if code:
+        print("    " + "\n    ".join(said.splitlines()[-8:]), flush=True)
     shutil.rmtree(run, ignore_errors=True)
+    gc.unfreeze()  # where a run broke off
     gc.collect()
     torch.cuda.empty_cache()
-    memory = f"{torch.cuda.mem_get_info()[1] / 2**30:.1f}GiB"
-    return {"name": name, "options": [*shared, "--memory", memory], "measured_gib": peak, "step_seconds": seconds, "exit": code}
+    torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 MEASURED.json is a list of {"options": ["--config", "configs/sft.yaml", ...], "measured_gib": 22.4}: the options of `ltune plan` (those of
 `ltune fit`, and --memory where the GPU's should not be taken), and the largest train/peak_memory_gib of the run, which is
-torch.cuda.max_memory_allocated. "name" is optional. Prints a table in Markdown; exit code 1 if a plan is off by more than 10%.
+torch.cuda.max_memory_allocated. "name" is optional. scripts/measure_memory.py writes such a list; a run of it that did not end is left out,
+with a line on stderr. Prints a table in Markdown; exit code 1 if a plan is off by more than 10%.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from ltune.apps.plan import made_plan, parse, rows_of, world_size
 from ltune.apps.planning import Plan
 from ltune.apps.rehearsal import Rehearsal
+from ltune.memory import plain, setting_of
 from ltune.train import quiet
 from ltune.usage import precheck
 
@@ -25,10 +27,16 @@ def main() -> int:
     print("| run | way | micro-batch, tokens | planned GiB | measured GiB | ratio |\n|---|---|--:|--:|--:|--:|")
     off = 0
     for run in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        if run.get("exit"):
+            print(f"left out, as it ended with exit code {run['exit']}: {run.get('name')}", file=sys.stderr)
+            continue
         way = planned(run["options"]).chosen
         ratio = way.peak / 2**30 / run["measured_gib"]
         off += abs(ratio - 1) > ALLOWED
         name = run.get("name", " ".join(run["options"]))
+        taken = run.get("setting")
+        if taken and way.setting and taken != plain(way.setting):
+            print(f"{name}: fit took {setting_of(taken)}; planned was {way.setting}", file=sys.stderr)
         print(f"| {name} | {way.name} | {way.tokens:,} | {way.peak / 2**30:.2f} | {run['measured_gib']:.2f} | {ratio:.3f} |")
     return 1 if off else 0
 

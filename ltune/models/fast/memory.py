@@ -142,7 +142,8 @@ def need(
     held = (shape.copied + (shape.quantized if setting.cached else 0)) * shape.layers * shape.size + LIBRARIES
     held -= shape.movable if setting.offload else 0
     graphed = setting.keep is Keep.ALL and tokens <= SHORT and not shape.embedding
-    held += shape.produced * sizes if graphed else 0  # each size's graphs write gradients of their own
+    if graphed:  # all graphs write the gradients to one place, and each size's its output and that one's gradient to its own
+        held += shape.produced + sizes * 2 * tokens * shape.hidden * shape.size
     optimizer = int(shape.moments * shape.trained_in_all)
     kept = activations(shape, setting, tokens)
     layer = max(of_attention(shape, setting, tokens, longest or tokens), of_feed_forward(shape, setting, tokens))
