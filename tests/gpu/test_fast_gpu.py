@@ -98,6 +98,8 @@ def test_inputs_kept_on_the_host_change_nothing():
     here = [whole(gradients(cpu.quick(fast), model)) for _ in range(2)]
     fast.adopt(setting)
     there = [whole(gradients(cpu.quick(fast), model)) for _ in range(3)]
+    assert fast.host_embeddings is not None
+    assert fast.decoder.embed_tokens.weight.untyped_storage().nbytes() == 0  # nothing is left on the GPU
     assert all(torch.equal(one, here[0]) for one in (*here, *there))
 
 
