@@ -32,10 +32,12 @@ class Actor:
     policy: Policy
     device: torch.device
     most_tokens: int | None = None  # of a batch; None: the step's micro-batches
+    seed: Callable[[int], None] = lambda number: None  # makes what batch so-and-so draws (dropout) depend on its place in training alone
 
     def batches(self, step: Step) -> Iterator[Batch]:
         """The step's rows, as they fit into the memory, on the device."""
-        for batch in step.batches(self.most_tokens):
+        for number, batch in enumerate(step.batches(self.most_tokens)):
+            self.seed(number)
             yield batch.tensors().to(self.device, non_blocking=True)
 
 
@@ -63,13 +65,21 @@ class Objective(ABC):
 
         Args:
             model: What is put into it as a submodule is trained, saved in checkpoints and restored.
-            load: ``load(model, revision=None, quantize=None)``: another model as a frozen policy, on the same device.
+            load: ``load(model, revision=None, quantize=None, adapter=None)``: another model as a frozen policy, on the same device;
+                ``adapter`` is the folder of a PEFT LoRA to put on it.
         """
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """What the loss is computed on in place of the step's rows as they are read: with extras, or other sequences. Called before each
         step's first micro-batch, and before each batch of validation, without gradient."""
         return step
+
+    def stepped(self, add_ranks: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
+        """After the last micro-batch of a step, on all ranks, when nothing stands in the way of the optimizer's step.
+
+        Args:
+            add_ranks: Adds up a tensor over the ranks.
+        """
 
     def save(self, folder: Path) -> None:  # noqa: B027
         """Write what ``extend`` put beside the model into the folder of the result."""
