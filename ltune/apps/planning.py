@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 
 from ltune.apps.planned_rows import PlannedRows
 from ltune.models.fast.memory import REFUSED, Need, Setting, Shape, choose, least, need, quickest
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.read import Unsuited
 from ltune.models.fast.training_graphs import BUCKET
-from ltune.models.outline import Outline, largest_quantized, outline
+from ltune.models.outline import Outline, largest_quantized, outline, stored_bytes
 from ltune.models.plain_memory import PlainShape, plain_need
 from ltune.models.precision import compute_dtype, weights_dtype
+from ltune.objectives import Objective
 
 GIB = 2**30
 WORTH = 0.95  # of what was needed: a change that saves less is not worth naming
@@ -99,15 +101,22 @@ def plan(config: dict[str, Any], rows: PlannedRows, memory: int | None, devices:
 def outlined_model(config: dict[str, Any]) -> Outline:
     """The model as the configuration has it, without weights."""
     model, adapter = config["model"], made(config["model"]["adapter"])
-    return outline(
+    precision = str(config["trainer"]["precision"])
+    outlined = outline(
         model["model"],
-        dtype=weights_dtype(str(config["trainer"]["precision"]), frozen=adapter.freezes_base),
+        dtype=weights_dtype(precision, frozen=adapter.freezes_base),
         quantize=made(model["quantize"]),
         adapter=adapter,
         attention=model["attention"],
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
+    trusted = {model["model"]: model["trust_remote_code"]}
+    others = sum(
+        stored_bytes(other.model, weights_dtype(precision, frozen=True), other.quantize, other.revision, trusted.get(other.model))
+        for other in objective_of(config).beside()
+    )
+    return replace(outlined, stored=replace(outlined.stored, others=others))
 
 
 def made(value: dict[str, Any] | None) -> Any:
@@ -116,6 +125,13 @@ def made(value: dict[str, Any] | None) -> Any:
         return None
     module, _, name = value["class_path"].rpartition(".")
     return getattr(importlib.import_module(module), name)(**(value.get("init_args") or {}))
+
+
+def objective_of(config: dict[str, Any]) -> Objective:
+    """The objective, with whatever classes stand in its own options."""
+    parser = ArgumentParser()
+    parser.add_argument("--objective", type=Objective)
+    return parser.instantiate_classes(parser.parse_object({"objective": config["model"]["objective"]})).objective
 
 
 def on_cuda(config: dict[str, Any]) -> bool:
@@ -223,6 +239,7 @@ def parts(outlined: Outline, found: Need, devices: int, copies: int) -> dict[str
         "weights": stored.weights + moved,
         "quantization constants": stored.constants,
         "adapter": stored.adapter + copies,
+        "other models": stored.others,
         "held for products": found.held - moved,
         "optimizer": found.optimizer,
         "gradients": found.gradients + exchanged,

@@ -7,15 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
+from ltune.models.quantize import Quantizer
 from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Loss(NamedTuple):
@@ -23,6 +27,14 @@ class Loss(NamedTuple):
 
     loss: Tensor  # (): adding it up over the micro-batches and ranks of an optimizer step gives the step's loss
     metrics: Metrics  # shares as well, (); of a Mean, the sums are added up and divided when it is logged
+
+
+class Beside(NamedTuple):
+    """A frozen model beside the one that is trained."""
+
+    model: str
+    revision: str | None
+    quantize: Quantizer | None
 
 
 @dataclass
@@ -50,7 +62,7 @@ class Objective(ABC):
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """The loss of one micro-batch."""
 
-    def counted(self, batch: Batch) -> tuple[int, int]:
+    def counted(self, batch: Batch) -> tuple[float, float]:
         """What the loss is an average over: how many of them the batch has, and the whole window. Rows, unless told otherwise."""
         return len(batch.rows), batch.window_rows
 
@@ -60,6 +72,17 @@ class Objective(ABC):
 
     # -- around the steps -----------------------------------------------------------------------------------------------------------
 
+    def suit(self, tokenizer: "PreTrainedTokenizerBase", load: Callable[..., "PreTrainedTokenizerBase"]) -> None:  # noqa: B027
+        """See that it goes with the model's tokenizer, before anything else is read.
+
+        Args:
+            tokenizer: The model's.
+            load: ``load(model, revision=None)``: another model's.
+
+        Raises:
+            UsageError: It does not.
+        """
+
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:  # noqa: B027 (nothing, unless told otherwise)
         """Put beside the model, adapter and all, what is trained with it (heads), and load what is not (reference, teacher, reward model).
 
@@ -68,6 +91,10 @@ class Objective(ABC):
             load: ``load(model, revision=None, quantize=None, adapter=None)``: another model as a frozen policy, on the same device;
                 ``adapter`` is the folder of a PEFT LoRA to put on it.
         """
+
+    def beside(self) -> list["Beside"]:
+        """The models that ``extend`` loads, so that it can be told beforehand how much memory they take."""
+        return []
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """What the loss is computed on in place of the step's rows as they are read: with extras, or other sequences. Called before each
