@@ -1,7 +1,7 @@
-"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``) and after it (``Sequence``)."""
+"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``, ``Prompt``) and after it (``Sequence``)."""
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,16 @@ class Rated(Row):
     answer: Message
     good: bool
     tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt(Row):
+    """What the model in training is to answer itself. ``messages`` end where the assistant is to answer."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    label: str | None = None  # the row's own answer, if it has one
+    columns: dict[str, Any] = field(default_factory=dict)  # the record's other columns, for reward functions
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"function: there is no file {path}")
     specification = importlib.util.spec_from_file_location(f"ltune_reward_{path.stem}", path)
-    assert specification is not None and specification.loader is not None, path
+    assert specification is not None, path
+    assert specification.loader is not None, path
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
