@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
-from ltune.data import pairs
 from ltune.data import asked as questions
+from ltune.data import pairs
 from ltune.data import truncation as cut
 from ltune.data.pieces import ControlTokens, Conversation, PieceMaker, Pieces
 from ltune.data.rounds import Shortener, fitting

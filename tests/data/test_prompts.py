@@ -1,4 +1,4 @@
-from ltune.data.prompts import Question, Prompts
+from ltune.data.prompts import Prompts, Question
 
 
 def test_longest_first_keeps_the_order_of_equals_and_first_is_by_file():
