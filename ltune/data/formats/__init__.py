@@ -1,4 +1,5 @@
-"""From a record, as a file has it, to a row: alpaca, sharegpt, openai, completion (prompt and completion), text; pairs, rated answers, prompts.
+"""From a record, as a file has it, to a row: alpaca, sharegpt, openai, completion (prompt and completion), text; pairs, rated answers,
+prompts.
 
 ``columns`` and ``tags`` are LLaMA-Factory's: ``columns`` says which column plays which part, and where it is given it says all
 (a column that it does not name is not read); ``tags`` says how the messages of a conversation are written.

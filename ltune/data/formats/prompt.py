@@ -1,4 +1,4 @@
-"""What the model is to answer itself (``Prompt``): any format of conversations, and prompts alone; other columns are kept for the rewards."""
+"""What the model is to answer itself (``Prompt``): any format of conversations, or prompts alone. Other columns are kept for rewards."""
 
 from ltune.data.formats.conversations import answers_of, asked_and_said, parts_of, tools_of
 from ltune.data.formats.messages import ordered
