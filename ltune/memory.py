@@ -73,7 +73,7 @@ class Memory:
                 write_atomically(file, json.dumps(plain(self.setting), indent=1) + "\n")
 
     def _chosen(self, fast: FastModel, step: Step) -> Setting:
-        longest = max(len(sequence) for sequence in step.sequences.values())
+        longest = max(len(sequence) for sequences in step.sequences.values() for sequence in sequences)
         if self.wanted == "least":
             return least(step.tokens)
         if self.wanted == "speed":

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ltune.data.collate import Batch, Step
+from ltune.data.collate import Step
 from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
 from ltune.errors import UsageError
@@ -30,7 +30,7 @@ from ltune.models.precision import compute_dtype, weights_dtype
 from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
-from ltune.objectives import SFT, Objective
+from ltune.objectives import SFT, Actor, Objective
 from ltune.objectives.policy import Policy
 from ltune.optim.groups import build_optimizer, fuse, is_fused
 from ltune.optim.schedules import Cosine, Schedule
@@ -141,9 +141,30 @@ class FineTuner(LightningModule):
         self.data.prompts_at_once = PROMPTS if fast is not None else None
         self.policy = Policy(self.model, forward_of=base, fast=fast)
         device = self.trainer.strategy.root_device
+        self.actor = Actor(self.policy, device)
+        self.objective.extend(self.model, self._load_another)
         if device.type == "cuda":
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
+
+    def _load_another(self, model: str, revision: str | None = None, quantize: Quantizer | None = None) -> Policy:
+        """Another model, frozen, on the same device and in the same precision."""
+        base = load_model(
+            model,
+            dtype=weights_dtype(str(self.trainer.precision), frozen=True),
+            quantize=quantize,
+            attention=self.attention,
+            revision=revision,
+            trust_remote_code=self.trust_remote_code if model == self.name else None,
+            device=self.trainer.strategy.root_device,
+        )
+        base.requires_grad_(False)
+        base.eval()
+        flat = self.data.layout == "flat"
+        fast = quick_way(base, compute_dtype(self.trainer.precision), flat) if self.fast else None
+        if fast is None and flat:
+            assert_rows_isolated(base)
+        return Policy(base, forward_of=base, fast=fast)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""
@@ -155,6 +176,7 @@ class FineTuner(LightningModule):
         if missing:
             raise UsageError(f"the checkpoint holds other weights than this configuration trains, for example {min(missing)}.")
         self.memory.restore(checkpoint.get("memory"))
+        self.objective.load_state_dict(checkpoint.get("objective", {}))
 
     def configure_optimizers(self):
         """AdamW or another with LoRA+ groups; the schedule moves per optimizer step."""
@@ -221,17 +243,24 @@ class FineTuner(LightningModule):
     def _accumulate(self, step: Step) -> Tensor:
         """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
         self.parts = []
+        position = step.position or (0, 0)
+        step = self._collected(step)
         batches = step.batches(self.memory.most_tokens)
         for number, batch in enumerate(batches, 1):
-            seed_step(self.seed, *step.position, number - 1, self.global_rank)  # dropout depends on the place in training alone
-            loss, _ = self.objective.loss(self.policy, batch.tensors().to(self.device, non_blocking=True))
-            self.parts.append(Part(loss.detach(), batch.rows))
+            seed_step(self.seed, *position, number - 1, self.global_rank)  # dropout depends on the place in training alone
+            loss, metrics = self.objective.loss(self.policy, batch.tensors().to(self.device, non_blocking=True))
+            self.parts.append(Part(loss.detach(), batch.rows, metrics))
             loss = loss * self.trainer.world_size
             if self.trainer.world_size > 1 and number == len(batches):
                 return loss
             with torch.autocast(self.device.type, enabled=False):
                 self.trainer.strategy.backward(loss, None)
         return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
+
+    def _collected(self, step: Step) -> Step:
+        self.actor.most_tokens = self.memory.most_tokens
+        with torch.no_grad():
+            return self.objective.collect(step, self.actor)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Once per optimizer step, right before it: the step's loss, the gradient's norm, and the stop if one is not finite."""
@@ -256,6 +285,7 @@ class FineTuner(LightningModule):
         """Nothing of a step that was not taken; and the setting, whose micro-batches round in their own way."""
         self.check_outcome()
         checkpoint["memory"] = self.memory.state()
+        checkpoint["objective"] = self.objective.state_dict()
 
     def on_train_end(self) -> None:
         """The last step too."""
@@ -272,34 +302,43 @@ class FineTuner(LightningModule):
         """Of the last optimizer step, before clipping."""
         return self.outcome.norm if self.outcome else float("nan")
 
+    def step_metrics(self) -> dict[str, float]:
+        """The objective's, of the last optimizer step. All ranks ask, or none; waits for the device."""
+        return self.outcome.metrics(self._add_ranks) if self.outcome else {}
+
+    def _add_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
+
     # -- validation and test ------------------------------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
         """Begin the sums."""
-        self.evaluation = Evaluation(self.data.val_names, self.device)
+        self.evaluation = Evaluation(self.data.val_names, self.objective, self.device)
 
     def on_test_start(self) -> None:
         """As in validation."""
-        self.evaluation = Evaluation(self.data.test_names, self.device)
+        self.evaluation = Evaluation(self.data.test_names, self.objective, self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Sum of token losses, and how many."""
-        self.evaluation.add(self.objective.loss(self.policy, batch).loss * batch.window_tokens, len(batch.targets), dataloader_idx)
+    def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Losses and metrics, and of how many tokens or rows."""
+        for batch in self._collected(step).batches():
+            loss, metrics = self.objective.loss(self.policy, batch.tensors().to(self.device))
+            self.evaluation.add(loss, metrics, *self.objective.counted(batch), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """val/loss and val/perplexity."""
+        """val/loss, what follows from it, and the objective's metrics."""
         self._log_evaluation("val")
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
+        self.validation_step(step, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """test/loss and test/perplexity."""
+        """As in validation, as test/..."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        self.log_dict(self.evaluation.results(stage), rank_zero_only=True)
+        self.log_dict(self.evaluation.results(stage, self._add_ranks), rank_zero_only=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.trainer.global_step), rank_zero_only=True)
 
@@ -334,3 +373,4 @@ class FineTuner(LightningModule):
     def save_result(self, folder: Path, template_source: str | None, card: Card) -> None:
         """Write the adapter (or the whole model, for Full and Freeze) with its tokenizer into ``folder``."""
         save_result(self.model, self.tokenizer, template_source, folder, card)
+        self.objective.save(folder)

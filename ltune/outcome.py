@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ltune.errors import NonFiniteError
+from ltune.objectives.metrics import Metrics, parts_of, values_of
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Part:
 
     loss: Tensor  # ()
     rows: tuple[int, ...]
+    metrics: Metrics = field(default_factory=dict)  # shares too
 
 
 @dataclass
@@ -38,6 +40,17 @@ class Outcome:
     def norm(self) -> float:
         """Of the gradient."""
         return self._read(1)
+
+    def metrics(self, add_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The objective's, of the step. To be asked on all ranks, or on none.
+
+        Args:
+            add_ranks: Adds up a tensor over the ranks.
+        """
+        if not self.parts or not self.parts[0].metrics:
+            return {}
+        sums = torch.stack([parts_of(part.metrics) for part in self.parts]).sum(0)
+        return values_of(self.parts[0].metrics, add_ranks(sums))
 
     def _read(self, place: int) -> float:
         if self.ready is not None:

@@ -22,7 +22,7 @@ def fast():
 def step():
     """Four rows of 32 tokens, in two micro-batches."""
     row = Sequence(np.zeros(32, np.int32), np.zeros(32, np.int32))
-    return Step(((0, 1), (2, 3)), dict.fromkeys(range(4), row), window_tokens=128, position=(0, 0), flat=True, pad_id=0)
+    return Step(((0, 1), (2, 3)), dict.fromkeys(range(4), (row,)), window_tokens=128, window_rows=4, position=(0, 0), flat=True, pad_id=0)
 
 
 @pytest.fixture

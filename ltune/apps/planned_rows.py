@@ -45,7 +45,7 @@ class PlannedRows:
     @property
     def longest_of_step(self) -> int:
         """Tokens of its longest row."""
-        return max(len(sequence.input_ids) for sequence in self.step.sequences.values())
+        return max(len(sequence) for sequences in self.step.sequences.values() for sequence in sequences)
 
     def load(self, most: int | None) -> Load:
         """Under a setting of at most so many tokens; None: micro-batches as configured."""
@@ -71,7 +71,7 @@ class PlannedRows:
 
     def cut(self, length: int) -> PlannedRows:
         """With rows of at most so many tokens."""
-        short = {row: Sequence(one.input_ids[-length:], one.labels[-length:]) for row, one in self.step.sequences.items()}
+        short = {row: tuple(_cut(one, length) for one in sequences) for row, sequences in self.step.sequences.items()}
         return replace(self, step=replace(self.step, sequences=short), longest=min(self.longest, length), epoch_tokens=None, totals=None)
 
 
@@ -104,13 +104,18 @@ def assumed(data: dict[str, Any]) -> PlannedRows:
     packed = data["tokens_per_batch"]
     rows = -(-packed // length) if packed else data["batch_size"]
     lengths = [min(length, packed - begin * length) if packed else length for begin in range(rows)]
-    sequences: dict[int, Sequence] = {}
+    sequences: dict[int, tuple[Sequence, ...]] = {}
     micro_batches: list[tuple[int, ...]] = []
     for _ in range(data["accumulate"]):
         micro_batches.append(tuple(range(len(sequences), len(sequences) + rows)))
-        sequences |= {len(sequences) + number: _row(tokens) for number, tokens in enumerate(lengths)}
-    step = Step(tuple(micro_batches), sequences, sum(lengths) * data["accumulate"], (0, 0), data["layout"] == "flat", 0)
+        sequences |= {len(sequences) + number: (_row(tokens),) for number, tokens in enumerate(lengths)}
+    tokens = sum(lengths) * data["accumulate"]
+    step = Step(tuple(micro_batches), sequences, tokens, len(sequences), (0, 0), data["layout"] == "flat", 0)
     return PlannedRows(step, length, None, None, assumed=True)
+
+
+def _cut(sequence: Sequence, length: int) -> Sequence:
+    return Sequence(sequence.input_ids[-length:], sequence.labels[-length:])  # nothing here asks for extras
 
 
 def _row(tokens: int) -> Sequence:

@@ -130,7 +130,7 @@ def print_rows(rows: Iterator[ShownRow], rehearsal: Rehearsal, count: int) -> No
     if count:
         print(f"{LEGEND_COLOURED if coloured else LEGEND_MARKED}; rows in the order of {order(rehearsal)}\n")
     for row in rows:
-        print(f"--- row {row.number:,} of {all_rows:,}, {printable(row.place)}: {len(row.tokens):,} tokens, {row.trained:,} trained")
+        print(f"--- row {row.name} of {all_rows:,}, {printable(row.place)}: {len(row.tokens):,} tokens, {row.trained:,} trained")
         print(paint(row.tokens, coloured))
         if row.padding:
             text = f"... and {row.padding:,} × padding, in its micro-batch of the first epoch"

@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A training row. ``number`` counts from 1, in file order or the mix's; ``padding`` is what its micro-batch of the first epoch adds."""
+    """A training row, or one of the sequences that it becomes, which ``part`` counts from 1 to ``parts``. ``number`` counts from 1, in
+    file order or the mix's; ``padding`` is what its micro-batch of the first epoch adds."""
 
     number: int
     place: str
     tokens: list[Token]
     padding: int
+    part: int = 1
+    parts: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its number, and which of the row's sequences it is."""
+        return f"{self.number:,}" + (f" ({self.part} of its {self.parts} sequences)" if self.parts > 1 else "")
 
     @property
     def trained(self) -> int:
@@ -49,7 +57,13 @@ def shown_rows(data: ChatData, count: int, begin: str | None) -> Iterator[ShownR
     numbers = range(first, min(first + count, len(data.train_rows)))
     padding = _padding(data, set(numbers)) if data.layout == "padded" else {}
     rows = data.train_rows
-    return (ShownRow(number + 1, rows.place(number), tokens_of(rows[number], data.tokenizer), padding.get(number, 0)) for number in numbers)
+    return (
+        ShownRow(
+            number + 1, rows.place(number), tokens_of(sequence, data.tokenizer), padding.get((number, part), 0), part, len(rows[number])
+        )
+        for number in numbers
+        for part, sequence in enumerate(rows[number], 1)
+    )
 
 
 def _find(data: ChatData, begin: str) -> int:
@@ -65,7 +79,8 @@ def _find(data: ChatData, begin: str) -> int:
     return found
 
 
-def _padding(data: ChatData, numbers: set[int]) -> dict[int, int]:
+def _padding(data: ChatData, numbers: set[int]) -> dict[tuple[int, int], int]:
+    """By the row's number and its sequence's, from 1."""
     from ltune.data.sampler import WindowSampler
 
     rows = data.train_rows
@@ -79,9 +94,9 @@ def _padding(data: ChatData, numbers: set[int]) -> dict[int, int]:
         world_size=1,
         micro_batches=data.packed_micro_batches(),
     )
-    found: dict[int, int] = {}
+    found: dict[tuple[int, int], int] = {}
     for together in sampler.micro_batches(epoch=0):
         if here := numbers & set(together):
-            longest = max(len(rows[row]) for row in together)
-            found |= {row: longest - len(rows[row]) for row in here}
+            longest = max(len(sequence) for row in together for sequence in rows[row])
+            found |= {(row, part): longest - len(sequence) for row in here for part, sequence in enumerate(rows[row], 1)}
     return found

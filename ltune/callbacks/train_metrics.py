@@ -8,7 +8,7 @@ from ltune.callbacks.when import at_log_step
 
 
 class TrainMetrics(Callback):
-    """Logs train/loss, train/grad_norm and train/epoch."""
+    """Logs train/loss, train/grad_norm, train/epoch, and what the objective tells of the step."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         if not at_log_step(trainer):
@@ -19,4 +19,6 @@ class TrainMetrics(Callback):
             "train/epoch": trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches,
             "step": float(trainer.global_step),
         }
+        told: dict[str, float] = pl_module.step_metrics()  # type: ignore[operator]
+        values |= {f"train/{name}": value for name, value in told.items()}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)

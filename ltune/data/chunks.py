@@ -1,8 +1,9 @@
 """Records in chunks, and a chunk's records to tokens: a few large arrays, which travel between processes as fast as memory is copied."""
 
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from ltune.data.encode import Dropped, Encoded, Encoder
 from ltune.data.formats import LOOK, settled, to_row
+from ltune.data.pairs import mismatched
 from ltune.data.read import BadRows, Record, first_rows, read
 from ltune.data.report import Tally
 from ltune.data.rows import IGNORE, BadRow, Row
@@ -38,6 +40,7 @@ class Chunk:
     source: Source
     records: list[Record]
     error: UsageError | None = None
+    before: Record | None = None  # the one before them, where rows need it; before the first comes the data set's last
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ class Made:
     prefixes: list[str]  # of places: "rows.jsonl:"
     read: Counter[str]  # records by prefix
     tally: Tally
+    extras: dict[str, np.ndarray]  # float32: (sequences,), or (trained tokens,)
 
 
 def chunks_of(parts: list[Part], rows: type[Row], bad_rows: BadRows) -> Iterator[Chunk]:
     """All records in order. The reader's error comes as part of the last chunk, behind what may be wrong with the rows before it."""
     for number, part in enumerate(parts):
         source, records = part.source, list[Record]()
+        before = _last(part, bad_rows) if rows.needs_previous else None
         size, error = 0, None
         try:
             found = first_rows(read(source, bad_rows), part.limit)
@@ -68,14 +73,23 @@ def chunks_of(parts: list[Part], rows: type[Row], bad_rows: BadRows) -> Iterator
                 records.append(record)
                 size += _characters(record[1])
                 if len(records) == ROWS or size >= CHARACTERS:
-                    yield Chunk(number, source, records)
+                    yield Chunk(number, source, records, before=before)
+                    before = records[-1] if rows.needs_previous else None
                     records, size = [], 0
         except UsageError as met:
             error = met
         if records or error:
-            yield Chunk(number, source, records, error)
+            yield Chunk(number, source, records, error, before)
         if error:
             return
+
+
+def _last(part: Part, bad_rows: BadRows) -> Record | None:
+    """The data set's last record; None where its end cannot be read, which is told when the reader comes there."""
+    try:
+        return deque(first_rows(read(part.source, bad_rows), part.limit), maxlen=1).pop()
+    except (UsageError, IndexError):
+        return None
 
 
 def _characters(value: Any) -> int:
@@ -109,6 +123,7 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
     input_ids, labels = [EMPTY], [EMPTY]
     lengths, trained, origins = array("q"), array("q"), array("q")
     prefixes: dict[str, int] = {}
+    extras: dict[str, list[np.ndarray]] = {}
     for place, outcome in _outcomes(chunk, rows, encoder, bad_rows):
         prefix, number = split_place(place)
         read_rows[prefix] += 1
@@ -126,14 +141,16 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
             split=outcome.split,
             place=place,
         )
-        for sequence in outcome.sequences:
+        for count, sequence in enumerate(outcome.sequences):
             ids, targets = np.asarray(sequence.input_ids, np.int32), np.asarray(sequence.labels, np.int32)
             input_ids.append(ids)
             labels.append(targets)
             lengths.append(len(ids))
             trained.append(int(np.count_nonzero(targets != IGNORE)))
             origins.extend((prefixes.setdefault(prefix, len(prefixes)), number))
-            tally.add(ids, trained[-1], targets)
+            tally.add(ids, trained[-1], targets, same_row=count % rows.sequences > 0)
+            for name, values in sequence.extras.items():
+                extras.setdefault(name, []).append(np.atleast_1d(values).astype(np.float32))
     if chunk.error:
         raise chunk.error
     return Made(
@@ -146,6 +163,7 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
         prefixes=list(prefixes),
         read=read_rows,
         tally=tally,
+        extras={name: np.concatenate(values) for name, values in extras.items()},
     )
 
 
@@ -164,8 +182,25 @@ def _outcomes(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadRows
                 _encoded(made, encoder, bad_rows)  # what is wrong with a row before it comes first
                 raise
             faults[number] = error
+    if rows.needs_previous:
+        made = _after_another(made, chunk, rows)
     outcomes = faults | _encoded(made, encoder, bad_rows)
     return ((place, outcomes[number]) for number, (place, _) in enumerate(chunk.records))
+
+
+def _after_another(made: dict[int, Row], chunk: Chunk, rows: type[Row]) -> dict[int, Row]:
+    """Each row with the one before it that could be read; with itself, where it is the only one."""
+    if not made:
+        return made
+    previous = list(made.values())[-1]
+    if chunk.before is not None:
+        with suppress(BadRow):
+            previous = _row(chunk.source, *chunk.before, rows)
+    together: dict[int, Row] = {}
+    for number, row in made.items():
+        together[number] = mismatched(row, previous)
+        previous = row
+    return together
 
 
 def _encoded(rows: dict[int, Row], encoder: Encoder, bad_rows: BadRows) -> dict[int, Outcome]:

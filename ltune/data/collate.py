@@ -1,5 +1,7 @@
 """Rows to a batch: laid end to end (flat), or one under the other with padding (padded). Both give the same loss to rounding.
 
+A row is one sequence, or several that stay together: a pair's chosen answer and its rejected one.
+
 Arrays stay NumPy until they reach the training process: tensors from a worker would travel through shared files that a killed run
 leaves behind.
 """
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ltune.data.rows import IGNORE, Sequence
 
@@ -18,23 +21,48 @@ LaidOut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]  # input_
 
 @dataclass
 class Batch:
-    """One micro-batch. T tokens in all, B rows, L the longest row, N trained tokens."""
+    """One micro-batch. T tokens in all, S sequences, L the longest one, N trained tokens. ``shape[0]`` of a padded batch is S."""
 
-    input_ids: Any  # (1, T) flat, (B, L) padded
-    position_ids: Any  # the same shape; restarts at 0 with each row
-    attention_mask: Any  # None flat, (B, L) padded
+    input_ids: Any  # (1, T) flat, (S, L) padded
+    position_ids: Any  # the same shape; restarts at 0 with each sequence
+    attention_mask: Any  # None flat, (S, L) padded
     predict_at: Any  # (N,): where, in the flattened input, the token before a trained one stands
     targets: Any  # (N,): the trained tokens
-    starts: Any  # (B + 1,) int32: where each row begins, laid end to end, and where the last one ends
-    longest: int  # tokens of the longest row
+    starts: Any  # (S + 1,) int32: where each sequence begins, laid end to end, and where the last one ends
+    longest: int  # tokens of the longest sequence
     tokens: int  # without padding
     window_tokens: int  # trained tokens in the whole optimizer step: all micro-batches, all ranks
+    window_rows: int  # rows in it
     rows: tuple[int, ...]
+    sequences: int  # S; 0 where a rank has no row: then one token stands there that belongs to none
+    extras: dict[str, Any]  # (S,) or (N,), float32: what the sequences bring along; see ``extra``
 
     @property
     def flat(self) -> bool:
         """Whether the rows lie end to end."""
         return self.attention_mask is None
+
+    @property
+    def owner(self) -> Tensor:
+        """(N,) int64: which sequence, 0 to S - 1, each trained token belongs to. Computed where the batch is."""
+        if not self.flat:
+            return torch.div(self.predict_at, self.input_ids.shape[1], rounding_mode="floor")
+        return torch.bucketize(self.predict_at, self.starts[1:], right=True)
+
+    @property
+    def ends(self) -> Tensor:
+        """(S,) int64: where, in the flattened input, each sequence's last trained token stands; its last token where none is trained."""
+        if not self.sequences:
+            return self.predict_at[:0]
+        last = self.starts[1:].long() - 1
+        if not self.flat:
+            last += torch.arange(self.sequences, device=last.device) * self.input_ids.shape[1] - self.starts[:-1]
+        trained = torch.full_like(last, -1).scatter_reduce(0, self.owner, self.predict_at + 1, "amax")
+        return torch.where(trained < 0, last, trained)
+
+    def extra(self, name: str) -> Tensor:
+        """One of ``extras``; of a batch without rows, which has none, no number."""
+        return self.extras[name] if self.sequences else torch.zeros(0, device=self.predict_at.device)
 
     def tensors(self) -> "Batch":
         """The same with torch tensors that share the arrays' memory."""
@@ -45,17 +73,20 @@ class Batch:
         return self._map(lambda value: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value)
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
-        return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
+        changed = {field.name: change(getattr(self, field.name)) for field in fields(self)}
+        return replace(self, **changed | {"extras": {name: change(value) for name, value in self.extras.items()}})
 
 
 @dataclass
 class Step:
-    """What one rank trains on in one optimizer step: rows, to be laid out in micro-batches right before they are needed."""
+    """What one rank trains on in one optimizer step, or evaluates at once: rows, to be laid out in micro-batches right before they are
+    needed."""
 
     micro_batches: tuple[tuple[int, ...], ...]
-    sequences: dict[int, Sequence]  # of each row
+    sequences: dict[int, tuple[Sequence, ...]]  # of each row
     window_tokens: int  # trained tokens of all ranks
-    position: tuple[int, int]  # (epoch, window)
+    window_rows: int  # rows of all ranks
+    position: tuple[int, int] | None  # (epoch, window) of training; None: these rows are evaluated
     flat: bool
     pad_id: int
 
@@ -67,7 +98,7 @@ class Step:
     @property
     def tokens(self) -> int:
         """Without padding."""
-        return sum(len(self.sequences[row]) for row in self.rows)
+        return sum(len(sequence) for row in self.rows for sequence in self.sequences[row])
 
     def batches(self, most: int | None = None) -> list[Batch]:
         """The micro-batches; with ``most``, as few as there can be with at most that many tokens each (a longer row stands alone)."""
@@ -75,7 +106,8 @@ class Step:
         return [self._laid_out(rows) for rows in parts] or [self._laid_out(())]
 
     def _laid_out(self, rows: tuple[int, ...]) -> Batch:
-        return collate([self.sequences[row] for row in rows], rows, self.window_tokens, flat=self.flat, pad_id=self.pad_id)
+        sequences = [sequence for row in rows for sequence in self.sequences[row]]
+        return collate(sequences, rows, self.window_tokens, self.window_rows, flat=self.flat, pad_id=self.pad_id)
 
     def _arranged(self, most: int) -> list[tuple[int, ...]]:
         """Whole micro-batches side by side as long as they fit; one that does not fit alone is halved until its parts do."""
@@ -95,7 +127,7 @@ class Step:
         return self._halved(rows[:middle], most) + self._halved(rows[middle:], most)
 
     def _size(self, rows: tuple[int, ...]) -> int:
-        lengths = [len(self.sequences[row]) for row in rows]
+        lengths = [len(sequence) for row in rows for sequence in self.sequences[row]]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Step":
@@ -103,7 +135,7 @@ class Step:
         return self
 
 
-def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: int, *, flat: bool, pad_id: int) -> Batch:
+def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: int, window_rows: int, *, flat: bool, pad_id: int) -> Batch:
     """Lay the sequences out as one batch."""
     # A rank without rows in a short window still takes part in the step: one token, nothing trained.
     shown = sequences or [Sequence(np.array([pad_id], np.int32), np.array([IGNORE], np.int32))]
@@ -116,7 +148,14 @@ def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: int
     targets = labels[trained]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = sum(lengths) if sequences else 0
-    return Batch(input_ids, position_ids, mask, predict_at, targets, starts, max(lengths), tokens, window_tokens, rows)
+    places = predict_at, targets, starts, max(lengths), tokens
+    return Batch(input_ids, position_ids, mask, *places, window_tokens, window_rows, rows, len(sequences), _extras(sequences))
+
+
+def _extras(sequences: list[Sequence]) -> dict[str, np.ndarray]:
+    """(S,) of the sequences' numbers, (N,) of their trained tokens'."""
+    names = sequences[0].extras if sequences else ()
+    return {name: np.concatenate([np.atleast_1d(one.extras[name]) for one in sequences]).astype(np.float32) for name in names}
 
 
 def _flat(sequences: list[Sequence], lengths: list[int], pad_id: int) -> LaidOut:

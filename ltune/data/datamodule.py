@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from ltune.data.collate import Batch, Step
+from ltune.data.collate import Step
 from ltune.data.encode import Encoder
 from ltune.data.mixing import Concatenate, Mix
 from ltune.data.packing import pack
@@ -185,7 +185,8 @@ class ChatData(LightningDataModule):
         write_report(report, folder / "data_report.json")
         for remark in remarks(report):
             log.warning("data: %s", remark)
-        log.info("first row, ⟦trained⟧ or green, ‹control› or cyan:\n%s", show_row(self.train_rows[0], self.tokenizer))
+        shown = "\n".join(show_row(sequence, self.tokenizer) for sequence in self.train_rows[0])
+        log.info("first row, ⟦trained⟧ or green, ‹control› or cyan:\n%s", shown)
 
     # -- batches ------------------------------------------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class ChatData(LightningDataModule):
         number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
         window = sampler.deal(micro_batches[number * size : (number + 1) * size], (0, number))
         batches = Batches(self.train_rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
-        return batches[window]  # type: ignore[return-value]  # a window gives a step
+        return batches[window]
 
     def val_dataloader(self) -> DataLoader | list:
         """The held-out rows, or those of each of ``val_datasets`` in a loader of its own; in file order."""
@@ -262,10 +263,10 @@ class ChatData(LightningDataModule):
         return DataLoader(batches, sampler=sampler, batch_size=None, collate_fn=_unchanged, num_workers=self.workers, generator=generator)
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int):
-        """Arrays become tensors here, in the training process; and this is the step that is trained next."""
-        if isinstance(batch, Step):
+        """This is the step that is trained next."""
+        if isinstance(batch, Step) and batch.position is not None:
             self._trained_up_to = batch.position
-        return batch.tensors() if isinstance(batch, Batch) else batch
+        return batch
 
     # -- resume -------------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -148,7 +148,7 @@ class Encoder:
             return self._chat(asked[0], *made[0])
         if isinstance(row, Prompt):
             return self._prompt(row, asked[0], *made[0])
-        return self._answers(asked, made)
+        return self._rated(row, asked, made) if isinstance(row, Rated) else self._answers(asked, made)
 
     def _chat(self, asked: Conversation, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
         if not any(pieces.trained):
@@ -171,8 +171,28 @@ class Encoder:
             return self._nothing_left(bool(kept))
         return Encoded(sequences, cut_off, spelled, _empty(asked.messages, only_last), ends_cut, split=len(kept) > 1)
 
+    def _rated(self, row: Rated, asked: list[Conversation], made: Made) -> Encoded | Dropped:
+        """Its answer, and the mismatched one if it has one."""
+        encoded = self._answers(asked[:1], made[:1])
+        if isinstance(encoded, Dropped):
+            return encoded
+        others = [self._measured(pieces) for pieces, _ in made[1:]]
+        found = [sequence for sequence in (*encoded.sequences, *others) if sequence is not None]
+        if len(found) < len(made):
+            return Dropped("no trained token")
+        extras = {"good": np.array(row.good, np.float32)}
+        return replace(encoded, sequences=[replace(sequence, extras=extras) for sequence in found])
+
+    def _measured(self, pieces: Pieces) -> Sequence | None:
+        """An answer that is not learned may be cut like its prompt."""
+        answer = pairs.Answer.of(pieces)
+        if answer is None:
+            return None
+        (kept,) = pairs.whole([answer], self.max_length) or pairs.llamafactory([answer], self.max_length)
+        return _label(kept.pieces(), "last")
+
     def _answers(self, asked: list[Conversation], made: Made) -> Encoded | Dropped:
-        """Of a pair or a rated row."""
+        """Of a pair, or one answer."""
         found = [answer for pieces, _ in made if (answer := pairs.Answer.of(pieces)) is not None]
         if len(found) < len(made):
             return Dropped("no trained token")

@@ -6,7 +6,7 @@ import numpy as np
 
 from ltune.data import truncation as cut
 from ltune.data.pieces import Pieces
-from ltune.data.rows import Pair, Rated
+from ltune.data.rows import Mismatched, Pair, Rated, Row
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,16 @@ def with_prompt(answers: list[Answer], prompt: np.ndarray) -> list[Answer]:
 
 
 def completions(row: Pair | Rated) -> list[tuple]:
-    """The messages with each answer: the chosen one's first."""
-    answers = (row.chosen, row.rejected) if isinstance(row, Pair) else (row.answer,)
+    """The messages with each answer: the chosen one's first, the mismatched one's last."""
+    if isinstance(row, Pair):
+        answers = [row.chosen, row.rejected]
+    else:
+        answers = [row.answer, row.other] if isinstance(row, Mismatched) else [row.answer]
     return [(*row.messages, answer) for answer in answers]
 
 
-def mismatched(row: Rated, other: Rated) -> Rated:
-    """The prompt of one row with the answer of another, as KTO's estimate of the divergence needs it."""
-    return replace(row, answer=other.answer)
+def mismatched(row: Row, other: Row) -> Mismatched:
+    """A rated row with the answer of another one, as KTO's estimate of the divergence needs it."""
+    assert isinstance(row, Rated), row
+    assert isinstance(other, Rated), other
+    return Mismatched(row.place, row.messages, row.answer, row.good, row.tools, other.answer)

@@ -31,18 +31,19 @@ from ltune.data.rows import Row, Sequence
 from ltune.data.sources import Dataset, resolve
 from ltune.errors import ResourceError, UsageError
 
-FORMAT = 3  # of what is stored; to be raised when the same settings give other contents
+FORMAT = 4  # of what is stored; to be raised when the same settings give other contents
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
 
 KINDS: dict[str, tuple] = {  # of the arrays: their numbers, and how many in a row
     "input_ids": ("<i4",),
     "labels": ("<i4",),
-    "offsets": ("<i8",),  # (rows + 1,): where each row's tokens begin
-    "lengths": ("<i8",),
+    "offsets": ("<i8",),  # (sequences + 1,): where each sequence's tokens begin
+    "lengths": ("<i8",),  # of each sequence, as all below
     "trained": ("<i8",),
     "origins": ("<i8", 2),  # number of the place's prefix, and what stands behind it
 }
 ARRAYS = tuple(KINDS)
+EXTRA = "extra.{}"  # an array of float32: one for each sequence, or for each trained token
 
 log = logging.getLogger(__name__)
 
@@ -62,31 +63,50 @@ class Prepared:
         self._input_ids, self._labels, self._offsets, self._origins = (
             arrays[name] for name in ("input_ids", "labels", "offsets", "origins")
         )
-        self.lengths = arrays["lengths"]  # (rows,) int64: tokens
-        self.trained = arrays["trained"]  # (rows,) int64: trained tokens
         stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         self._prefixes: list[str] = stored.pop("places")
+        self._per_row: int = stored.pop("sequences_per_row")
+        self._extras = {name: np.asarray(np.load(folder / f"{EXTRA.format(name)}.npy", mmap_mode="r")) for name in stored.pop("extras")}
         self.report: dict[str, Any] = stored
-        rows = {len(self.lengths), len(self.trained), len(self._origins), len(self._offsets) - 1}
-        if len(rows) > 1 or not len(self._input_ids) == len(self._labels) == self._offsets[-1]:
+        counts = {len(arrays["lengths"]), len(arrays["trained"]), len(self._origins), len(self._offsets) - 1}
+        if len(counts) > 1 or not len(self._input_ids) == len(self._labels) == self._offsets[-1]:
             raise ValueError(f"{folder}: the arrays do not fit together")
+        self.lengths = self._of_rows(arrays["lengths"])  # (rows,) int64: tokens of all its sequences
+        self.trained = self._of_rows(arrays["trained"])  # (rows,) int64: trained tokens
+        tokenwise = any(len(values) != len(arrays["trained"]) for values in self._extras.values())
+        self._trained_before = np.concatenate([[0], np.cumsum(arrays["trained"])]) if tokenwise else None  # (sequences + 1,)
+
+    def _of_rows(self, values: np.ndarray) -> np.ndarray:
+        return values if self._per_row == 1 else values.reshape(-1, self._per_row).sum(1)
 
     def __len__(self) -> int:
         return len(self.trained)
 
-    def __getitem__(self, row: int) -> Sequence:
-        """Two (tokens,) int32 arrays, read-only."""
+    def __getitem__(self, row: int) -> tuple[Sequence, ...]:
+        """Its sequences: two (tokens,) int32 arrays each, read-only, and the extras."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        begin, end = self._offsets[row], self._offsets[row + 1]
-        return Sequence(self._input_ids[begin:end], self._labels[begin:end])
+        if self._per_row == 1:
+            return (self._sequence(row),)
+        return tuple(self._sequence(number) for number in range(row * self._per_row, (row + 1) * self._per_row))
+
+    def _sequence(self, number: int) -> Sequence:
+        begin, end = self._offsets[number], self._offsets[number + 1]
+        return Sequence(self._input_ids[begin:end], self._labels[begin:end], {name: self._extra(name, number) for name in self._extras})
+
+    def _extra(self, name: str, number: int) -> np.ndarray:
+        values = self._extras[name]
+        if len(values) == len(self._offsets) - 1:
+            return values[number]
+        assert self._trained_before is not None
+        return values[self._trained_before[number] : self._trained_before[number + 1]]
 
     def __reduce__(self) -> tuple:
         return Prepared, (self.folder,)  # a memory map would be sent as its whole contents
 
     def place(self, row: int) -> str:
         """Where the row came from: "identity.json row 12"."""
-        prefix, number = self._origins[row]
+        prefix, number = self._origins[row * self._per_row]
         return f"{self._prefixes[prefix]}{number}"
 
 
@@ -129,7 +149,7 @@ def prepare(
         cache.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
         chunks = encode_rows(parts, rows, encoder, processes, bad_rows)
-        _build(target, parts, files, while_unchanged(chunks, identities))
+        _build(target, parts, files, while_unchanged(chunks, identities), rows.sequences)
     except OSError as error:
         raise ResourceError(f"data.cache: cannot write the tokenised rows to {cache}: {error}") from error
     return Prepared(target)
@@ -199,10 +219,10 @@ def _alive(pid: int) -> bool:
 # -- building -------------------------------------------------------------------------------------------------------------------------
 
 
-def _build(target: Path, parts: list[Part], files: list[dict], chunks: Iterator[Made]) -> None:
+def _build(target: Path, parts: list[Part], files: list[dict], chunks: Iterator[Made], per_row: int) -> None:
     stage = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}@{socket.gethostname()}.", dir=target.parent))
     try:
-        _write(stage, parts, files, chunks)
+        _write(stage, parts, files, chunks, per_row)
         _sync(stage)
         try:
             os.rename(stage, target)
@@ -215,11 +235,12 @@ def _build(target: Path, parts: list[Part], files: list[dict], chunks: Iterator[
         shutil.rmtree(stage, ignore_errors=True)  # gone already where it was renamed
 
 
-def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[Made]) -> None:
+def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[Made], per_row: int) -> None:
     """Arrays and report. All arrays go straight to the files, chunk by chunk."""
     tallies = [(part.source.name, Tally()) for part in parts]
     read_rows: Counter[tuple[int, str]] = Counter()  # by part and prefix
     prefixes: dict[str, int] = {}
+    extras: dict[str, _Growing] = {}
     tokens = 0
     with ExitStack() as opened:
         arrays = {name: opened.enter_context(_Growing(stage / f"{name}.npy", *kind)) for name, kind in KINDS.items()}
@@ -232,13 +253,18 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
             values = (made.input_ids, made.labels, offsets, made.lengths, made.trained, origins)
             for name, value in zip(ARRAYS, values, strict=True):
                 arrays[name].append(value)
+            for name, value in made.extras.items():
+                if name not in extras:
+                    extras[name] = opened.enter_context(_Growing(stage / f"{EXTRA.format(name)}.npy", "<f4"))
+                extras[name].append(value)
             tally = tallies[made.part][1]
             tally += made.tally
             read_rows.update({(made.part, prefix): count for prefix, count in made.read.items()})
     _refuse_nothing(tallies)
     named = [(part, prefix) for part, cut in enumerate(parts) for prefix in place_prefixes(cut.source.files)]
     sources = [file | {"rows": read_rows.pop(key, 0)} for file, key in zip(files, named, strict=True)]
-    write_report(data_report(tallies, sources) | {"places": list(prefixes)}, stage / "report.json")
+    stored = {"places": list(prefixes), "sequences_per_row": per_row, "extras": list(extras)}
+    write_report(data_report(tallies, sources) | stored, stage / "report.json")
 
 
 def _refuse_nothing(tallies: list[tuple[str, Tally]]) -> None:

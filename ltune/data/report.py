@@ -39,14 +39,18 @@ class Tally:
         self.answer: bytes | None = None  # the trained tokens of the first row
         self.answers_differ = False
 
-    def add(self, input_ids: np.ndarray, trained: int, labels: np.ndarray | None = None) -> None:
-        """One sequence, (tokens,) int32, how many of its tokens are trained, and, to see whether all answers are the same, its labels."""
+    def add(self, input_ids: np.ndarray, trained: int, labels: np.ndarray | None = None, same_row: bool = False) -> None:
+        """One sequence, (tokens,) int32, how many of its tokens are trained, and, to see whether all answers are the same, its labels.
+
+        ``same_row``: it belongs to the row of the sequence before it.
+        """
         counts, length = self.counts, len(input_ids)
-        counts["rows"] += 1
+        counts["rows"] += not same_row
         counts["tokens"] += length
         counts["trained_tokens"] += trained
         self.lengths[length] += 1
-        self.hashes.append(_hash(input_ids))
+        before = self.hashes.pop().to_bytes(8, "big", signed=True) if same_row else b""
+        self.hashes.append(_hash(before + input_ids.tobytes()))
         if labels is not None and not self.answers_differ:
             self._compare(labels[labels != IGNORE].tobytes())
 
@@ -129,8 +133,8 @@ class Tally:
         }
 
 
-def _hash(ids: np.ndarray) -> int:
-    return int.from_bytes(sha1(ids.tobytes(), usedforsecurity=False).digest()[:8], "big", signed=True)
+def _hash(contents: bytes) -> int:
+    return int.from_bytes(sha1(contents, usedforsecurity=False).digest()[:8], "big", signed=True)
 
 
 def _count(entries: dict[str, dict[str, Any]], reason: str, rows: int, places: list[str]) -> None:

@@ -1,8 +1,9 @@
-"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``, ``Prompt``) and after it (``Sequence``)."""
+"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``, ``Mismatched``, ``Prompt``) and after it (``Sequence``)."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,6 +52,9 @@ class Message:
 class Row:
     """One training example. ``place`` says where it came from: "identity.json row 12" or "rows.jsonl:13"."""
 
+    sequences: ClassVar[int] = 1  # that a row of this kind becomes; they are always in the same batch, side by side
+    needs_previous: ClassVar[bool] = False  # whether it is made of a row and the one before it
+
     place: str
 
 
@@ -73,6 +77,8 @@ class Chat(Row):
 class Pair(Row):
     """Two answers to the same conversation, of which the first is better. ``messages`` end where the assistant is to answer."""
 
+    sequences: ClassVar[int] = 2
+
     messages: tuple[Message, ...]
     chosen: Message
     rejected: Message
@@ -90,6 +96,16 @@ class Rated(Row):
 
 
 @dataclass(frozen=True)
+class Mismatched(Rated):
+    """A rated answer, and that of the row before it: an answer to another question, by which KTO estimates a divergence."""
+
+    sequences: ClassVar[int] = 2
+    needs_previous: ClassVar[bool] = True
+
+    other: Message = Message("assistant", "")
+
+
+@dataclass(frozen=True)
 class Prompt(Row):
     """What the model in training is to answer itself. ``messages`` end where the assistant is to answer."""
 
@@ -101,10 +117,12 @@ class Prompt(Row):
 
 @dataclass(frozen=True)
 class Sequence:
-    """A row in tokens. Both have the same length; ``labels[t]`` is token t or IGNORE, and ``labels[0]`` is always IGNORE."""
+    """A row, or one of the several that it becomes, in tokens. Both have the same length; ``labels[t]`` is token t or IGNORE, and
+    ``labels[0]`` is always IGNORE. An extra is a number of the whole sequence, (), or one for each of its n trained tokens, (n,)."""
 
     input_ids: Items[int] | np.ndarray
     labels: Items[int] | np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)

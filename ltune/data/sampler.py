@@ -19,6 +19,7 @@ class MicroBatch:
 
     rows: tuple[int, ...]
     window_tokens: int  # trained tokens in all of them, all ranks
+    window_rows: int  # how many they are
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Window:
 
     micro_batches: tuple[tuple[int, ...], ...]  # none where a short window leaves a rank without work
     tokens: int  # trained tokens in the whole window, all ranks
+    rows: int  # in the whole window, all ranks
     position: tuple[int, int]  # (epoch, window)
 
 
@@ -94,7 +96,8 @@ class WindowSampler(Sampler[Window]):
     def deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int]) -> Window:
         """This rank's share of a window; micro-batch j goes to rank j modulo the number of ranks."""
         tokens = int(sum(self.trained[list(rows)].sum() for rows in micro_batches))
-        return Window(tuple(micro_batches[self.rank :: self.world_size]), tokens, position)
+        rows = sum(map(len, micro_batches))
+        return Window(tuple(micro_batches[self.rank :: self.world_size]), tokens, rows, position)
 
 
 class InOrder(Sampler[MicroBatch]):
@@ -120,4 +123,4 @@ class InOrder(Sampler[MicroBatch]):
         for turn in range(len(self)):
             begin = (turn * self.world_size + self.rank) * self.batch_size
             rows = tuple(range(begin, min(begin + self.batch_size, len(self.trained))))
-            yield MicroBatch(rows, int(self.trained.sum()))
+            yield MicroBatch(rows, int(self.trained.sum()), len(self.trained))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ltune.data.collate import Batch, Step, collate
+from ltune.data.collate import Step
 from ltune.data.mixing import Mix
 from ltune.data.prepared import Prepared
 from ltune.data.rows import Sequence
@@ -30,7 +30,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, row: int) -> Sequence:
+    def __getitem__(self, row: int) -> tuple[Sequence, ...]:
         return self.prepared[int(self.indices[row])]
 
     def place(self, row: int) -> str:
@@ -85,7 +85,7 @@ def mixed(rows: Split, mix: Mix, weights: list[float], seed: int) -> Split:
 
 
 class Batches(torch.utils.data.Dataset):
-    """A sampler's plan in, its rows out: a batch to evaluate, or what a step trains on.
+    """A sampler's plan in, its rows out: what a step trains on, or what is evaluated at once.
 
     Args:
         rows: Where the plan's row numbers point to.
@@ -98,9 +98,9 @@ class Batches(torch.utils.data.Dataset):
         self.flat = flat
         self.pad_id = pad_id
 
-    def __getitem__(self, plan: MicroBatch | Window) -> Batch | Step:
+    def __getitem__(self, plan: MicroBatch | Window) -> Step:
         if isinstance(plan, MicroBatch):
-            sequences = [self.rows[row] for row in plan.rows]
-            return collate(sequences, plan.rows, plan.window_tokens, flat=self.flat, pad_id=self.pad_id)
-        sequences_of = {row: self.rows[row] for rows in plan.micro_batches for row in rows}
-        return Step(plan.micro_batches, sequences_of, plan.tokens, plan.position, self.flat, self.pad_id)
+            sequences = {row: self.rows[row] for row in plan.rows}
+            return Step((plan.rows,), sequences, plan.window_tokens, plan.window_rows, None, self.flat, self.pad_id)
+        sequences = {row: self.rows[row] for rows in plan.micro_batches for row in rows}
+        return Step(plan.micro_batches, sequences, plan.tokens, plan.rows, plan.position, self.flat, self.pad_id)

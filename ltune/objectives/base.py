@@ -4,20 +4,39 @@ It refuses to know the optimizer, the trainer and the devices.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ltune.data.collate import Batch
+from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
+from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
 
 
 class Loss(NamedTuple):
-    """A micro-batch's share of the step's loss, and what else is worth logging."""
+    """A micro-batch's share of the step's loss, and what else is worth logging. Every batch gives metrics of the same names."""
 
     loss: Tensor  # (): adding it up over the micro-batches and ranks of an optimizer step gives the step's loss
-    metrics: dict[str, Tensor]
+    metrics: Metrics  # shares as well, (); of a Mean, the sums are added up and divided when it is logged
+
+
+@dataclass
+class Actor:
+    """What an objective may use before a step: the policy, where it computes and in which portions."""
+
+    policy: Policy
+    device: torch.device
+    most_tokens: int | None = None  # of a batch; None: the step's micro-batches
+
+    def batches(self, step: Step) -> Iterator[Batch]:
+        """The step's rows, as they fit into the memory, on the device."""
+        for batch in step.batches(self.most_tokens):
+            yield batch.tensors().to(self.device, non_blocking=True)
 
 
 class Objective(ABC):
@@ -28,3 +47,36 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """The loss of one micro-batch."""
+
+    def counted(self, batch: Batch) -> tuple[int, int]:
+        """What the loss is an average over: how many of them the batch has, and the whole window. Rows, unless told otherwise."""
+        return len(batch.rows), batch.window_rows
+
+    def derived(self, loss: Tensor) -> dict[str, Tensor]:
+        """What validation tells besides the loss that is computed from it."""
+        return {}
+
+    # -- around the steps -----------------------------------------------------------------------------------------------------------
+
+    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:  # noqa: B027 (nothing, unless told otherwise)
+        """Put beside the model, adapter and all, what is trained with it (heads), and load what is not (reference, teacher, reward model).
+
+        Args:
+            model: What is put into it as a submodule is trained, saved in checkpoints and restored.
+            load: ``load(model, revision=None, quantize=None)``: another model as a frozen policy, on the same device.
+        """
+
+    def collect(self, step: Step, actor: Actor) -> Step:
+        """What the loss is computed on in place of the step's rows as they are read: with extras, or other sequences. Called before each
+        step's first micro-batch, and before each batch of validation, without gradient."""
+        return step
+
+    def save(self, folder: Path) -> None:  # noqa: B027
+        """Write what ``extend`` put beside the model into the folder of the result."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it carries from step to step: tensors, numbers and texts, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Of a checkpoint."""

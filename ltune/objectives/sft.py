@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from ltune.data.collate import Batch
 from ltune.data.rows import Chat, Row
 from ltune.objectives.base import Loss, Objective
@@ -16,3 +18,11 @@ class SFT(Objective):
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """Sum of -log p(token | what stands before it) / trained tokens in the whole optimizer step."""
         return Loss(policy.token_losses(batch).sum() / batch.window_tokens, {})
+
+    def counted(self, batch: Batch) -> tuple[int, int]:
+        """The loss is one per trained token."""
+        return len(batch.targets), batch.window_tokens
+
+    def derived(self, loss: Tensor) -> dict[str, Tensor]:
+        """The perplexity."""
+        return {"perplexity": loss.exp()}

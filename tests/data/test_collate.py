@@ -22,8 +22,8 @@ def sequence(length, first=10):
 
 def step(micro_batches, lengths, flat=True):
     """Lengths of row 0, 1, ..."""
-    sequences = {row: sequence(length, 10 * (row + 1)) for row, length in enumerate(lengths)}
-    return Step(tuple(micro_batches), sequences, window_tokens=100, position=(1, 2), flat=flat, pad_id=PAD)
+    sequences = {row: (sequence(length, 10 * (row + 1)),) for row, length in enumerate(lengths)}
+    return Step(tuple(micro_batches), sequences, window_tokens=100, window_rows=8, position=(1, 2), flat=flat, pad_id=PAD)
 
 
 def cut(one, most=None):
@@ -34,7 +34,7 @@ def cut(one, most=None):
 
 
 def test_flat_rows_lie_end_to_end():
-    batch = collate([sequence(3), sequence(4, 20)], (7, 5), 50, flat=True, pad_id=PAD)
+    batch = collate([sequence(3), sequence(4, 20)], (7, 5), 50, 6, flat=True, pad_id=PAD)
     assert batch.flat
     assert batch.input_ids.tolist() == [[10, 11, 12, 20, 21, 22, 23]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
@@ -47,7 +47,7 @@ def test_flat_rows_lie_end_to_end():
 
 
 def test_padded_rows_lie_one_under_the_other_and_starts_leave_the_padding_out():
-    batch = collate([sequence(3), sequence(4, 20)], (7, 5), 50, flat=False, pad_id=PAD)
+    batch = collate([sequence(3), sequence(4, 20)], (7, 5), 50, 6, flat=False, pad_id=PAD)
     assert not batch.flat
     assert batch.input_ids.tolist() == [[10, 11, 12, PAD], [20, 21, 22, 23]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
@@ -60,7 +60,7 @@ def test_padded_rows_lie_one_under_the_other_and_starts_leave_the_padding_out():
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
 def test_a_batch_without_rows_is_one_token_of_which_nothing_is_trained(flat):
-    batch = collate([], (), 50, flat=flat, pad_id=PAD)
+    batch = collate([], (), 50, 6, flat=flat, pad_id=PAD)
     assert batch.input_ids.tolist() == [[PAD]]
     assert batch.starts.tolist() == [0, 1]
     assert (batch.longest, batch.tokens, len(batch.targets)) == (1, 0, 0)
@@ -70,7 +70,7 @@ def test_a_batch_without_rows_is_one_token_of_which_nothing_is_trained(flat):
 @settings(max_examples=50, deadline=None)
 def test_starts_bound_each_row(lengths, flat):
     rows = [sequence(length, 10 * (number + 1)) for number, length in enumerate(lengths)]
-    batch = collate(rows, tuple(range(len(rows))), 50, flat=flat, pad_id=PAD)
+    batch = collate(rows, tuple(range(len(rows))), 50, 6, flat=flat, pad_id=PAD)
     assert batch.starts.tolist() == [sum(lengths[:number]) for number in range(len(lengths) + 1)]
     assert batch.longest == max(lengths)
     laid = batch.input_ids[0] if flat else batch.input_ids[batch.attention_mask == 1]
@@ -79,7 +79,7 @@ def test_starts_bound_each_row(lengths, flat):
 
 
 def test_arrays_become_tensors_that_share_their_memory():
-    batch = collate([sequence(3)], (0,), 50, flat=True, pad_id=PAD)
+    batch = collate([sequence(3)], (0,), 50, 6, flat=True, pad_id=PAD)
     tensors = batch.tensors().to(torch.device("cpu"))
     assert isinstance(tensors.starts, torch.Tensor)
     assert tensors.starts.dtype is torch.int32
@@ -152,4 +152,43 @@ def test_every_row_once_in_order_and_no_micro_batch_above_what_fits_but_a_single
     assert tuple(row for batch in batches for row in batch.rows) == one.rows
     assert sum(batch.tokens for batch in batches) == one.tokens
     assert all(batch.input_ids.size <= most or len(batch.rows) == 1 for batch in batches)
-    assert sum(len(batch.targets) for batch in batches) == sum(int((one.sequences[row].labels != IGNORE).sum()) for row in one.rows)
+    trained = [int((sequence.labels != IGNORE).sum()) for row in one.rows for sequence in one.sequences[row]]
+    assert sum(len(batch.targets) for batch in batches) == sum(trained)
+
+
+# -- rows of several sequences ----------------------------------------------------------------------------------------------------
+
+
+def pair(first, *lengths):
+    """Sequences with a number each, and one for each of their trained tokens."""
+    extras = [{"mark": np.float32(length), "place": np.arange(max(length - 2, 0), dtype=np.float32)} for length in lengths]
+    return tuple(Sequence(one.input_ids, one.labels, more) for one, more in zip([sequence(n, first) for n in lengths], extras, strict=True))
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
+def test_a_rows_sequences_stay_together_and_trained_tokens_know_theirs(flat):
+    one = Step(((0, 1),), {0: pair(10, 3, 5), 1: pair(30, 4, 3)}, 50, 6, (0, 0), flat, PAD)
+    assert one.tokens == 15
+    (batch,) = one.batches()
+    batch = batch.tensors()
+    assert (batch.rows, batch.sequences, batch.window_rows) == ((0, 1), 4, 6)
+    assert batch.owner.tolist() == [0, 1, 1, 1, 2, 2, 3]
+    assert batch.extra("mark").tolist() == [3, 5, 4, 3]
+    assert batch.extra("place").tolist() == [0, 0, 1, 2, 0, 1, 0]
+    assert batch.input_ids.flatten()[batch.ends].tolist() == [12, 14, 33, 32]
+    assert cut(one, 8) == [(0,), (1,)]
+    assert cut(one, 2) == [(0,), (1,)]  # halved between rows only
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
+def test_a_batch_without_rows_has_no_sequence(flat):
+    batch = collate([], (), 50, 6, flat=flat, pad_id=PAD).tensors()
+    assert (batch.sequences, len(batch.owner), len(batch.ends), len(batch.extra("mark"))) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
+def test_a_sequence_ends_at_its_last_trained_token_or_where_nothing_is_trained_at_its_last(flat):
+    tail = sequence(5, 20)
+    tail.labels[4] = IGNORE
+    batch = collate([tail, sequence(2, 30), sequence(3, 40)], (0, 1, 2), 50, 6, flat=flat, pad_id=PAD).tensors()
+    assert batch.input_ids.flatten()[batch.ends].tolist() == [23, 31, 42]

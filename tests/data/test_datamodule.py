@@ -35,7 +35,7 @@ def make(tmp_path, tokenizer):
 
 
 def answers(rows, tokenizer):
-    return [tokenizer.decode(row.labels[row.labels != IGNORE], skip_special_tokens=True) for row in (rows[i] for i in range(len(rows)))]
+    return [tokenizer.decode(row.labels[row.labels != IGNORE], skip_special_tokens=True) for i in range(len(rows)) for row in rows[i]]
 
 
 def test_data_sets_stand_one_after_the_other(make, tokenizer):
@@ -49,7 +49,7 @@ def test_data_sets_stand_one_after_the_other(make, tokenizer):
 def test_weights_repeat_a_data_set(make, tokenizer):
     data = make(["b.jsonl", Dataset("c.jsonl", weight=2.0)])
     assert answers(data.train_rows, tokenizer) == ["b0", "b1", "b2", "c0", "c1", "c0", "c1"]
-    assert data.train_rows.trained.tolist() == [int((data.train_rows[row].labels != IGNORE).sum()) for row in range(7)]
+    assert data.train_rows.trained.tolist() == [int((data.train_rows[row][0].labels != IGNORE).sum()) for row in range(7)]
 
 
 def test_interleaved_rows(make, tokenizer):
@@ -81,7 +81,7 @@ def test_each_validation_set_has_a_loader_of_its_own(make, tokenizer):
     data = make(["a.jsonl"], val_datasets=["b.jsonl", "c.jsonl", Dataset("b.jsonl", max_rows=1)], batch_size=2)
     assert data.val_names == ["b.jsonl", "c.jsonl", "b.jsonl 2"]
     assert [len(loader) for loader in data.val_dataloader()] == [2, 1, 1]
-    trained = [sum(len(batch.targets) for batch in loader) for loader in data.val_dataloader()]
+    trained = [sum(len(batch.targets) for step in loader for batch in step.batches()) for loader in data.val_dataloader()]
     assert trained == [int(data.val_rows.trained[part].sum()) for part in (slice(0, 3), slice(3, 5), slice(5, 6))]
     assert len(data.val_rows) == 6
 
@@ -127,7 +127,7 @@ def test_micro_batches_of_so_many_tokens(make):
     data = make(["a.jsonl", "b.jsonl"], tokens_per_batch=40, accumulate=2)
     packed = data.packed_micro_batches()
     assert sorted(row for rows in packed for row in rows) == list(range(9))
-    lengths = {row: len(data.train_rows[row]) for row in range(9)}
+    lengths = {row: len(data.train_rows[row][0]) for row in range(9)}
     assert max(sum(lengths[row] for row in rows) for rows in packed) <= 40
     assert len(packed) < 9
     steps = list(data.train_dataloader())

@@ -57,7 +57,14 @@ def test_a_pair_is_two_sequences_with_labels_on_the_last_answer_only():
 def test_a_rated_row_is_one_sequence():
     row = Rated("here:1", HISTORY, BAD, good=False)
     assert listed(process(row)) == [expected(PROMPT, REJECTED)]
-    assert listed(process(mismatched(row, Rated("here:2", (), GOOD, good=True)))) == [expected(PROMPT, CHOSEN)]
+    assert [sequence.extras["good"] for sequence in process(row).sequences] == [0]
+
+
+def test_with_the_answer_of_another_row_it_is_two():
+    row = Rated("here:1", HISTORY, BAD, good=False)
+    made = process(mismatched(row, Rated("here:2", (), GOOD, good=True)))
+    assert listed(made) == [expected(PROMPT, REJECTED), expected(PROMPT, CHOSEN)]
+    assert [sequence.extras["good"] for sequence in made.sequences] == [0, 0]
 
 
 def test_llamafactory_cuts_both_answers_by_the_longer_ones_share():

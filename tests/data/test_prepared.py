@@ -42,7 +42,7 @@ def write(path, *answers):
 
 
 def answers(prepared, tokenizer):
-    rows = (prepared[row] for row in range(len(prepared)))
+    rows = (sequence for row in range(len(prepared)) for sequence in prepared[row])
     return [tokenizer.decode(row.labels[row.labels != IGNORE], skip_special_tokens=True) for row in rows]
 
 
@@ -52,9 +52,10 @@ def test_data_sets_stand_in_the_order_named_each_cut(tmp_path, make, tokenizer):
     prepared = make("b.jsonl", Dataset("a.jsonl", max_rows=1), max_rows=3)
     assert answers(prepared, tokenizer) == ["four", "five", "six", "one"]
     assert [prepared.place(row) for row in range(4)] == ["b.jsonl:1", "b.jsonl:2", "b.jsonl:3", "a.jsonl:1"]
-    assert prepared[0].input_ids.dtype == prepared[0].labels.dtype == np.int32
-    assert prepared.lengths.tolist() == [len(prepared[row].input_ids) for row in range(4)]
-    assert prepared.trained.tolist() == [int((prepared[row].labels != IGNORE).sum()) for row in range(4)]
+    (first,) = prepared[0]
+    assert first.input_ids.dtype == first.labels.dtype == np.int32
+    assert prepared.lengths.tolist() == [len(prepared[row][0]) for row in range(4)]
+    assert prepared.trained.tolist() == [int((prepared[row][0].labels != IGNORE).sum()) for row in range(4)]
     assert prepared.lengths.dtype == prepared.trained.dtype == np.int64
     assert prepared.report["sources"] == [
         {"name": name, "path": str(tmp_path / name), "sha256": sha256(tmp_path / name), "rows": rows}
@@ -173,7 +174,7 @@ def test_a_data_set_of_bad_rows_only_is_refused(tmp_path, make):
 def test_what_belongs_to_a_row_is_mapped_not_read(tmp_path, make):
     write(tmp_path / "a.jsonl", "one", "two")
     prepared = make("a.jsonl")
-    for array in (prepared.trained, prepared.lengths, prepared[0].input_ids, prepared[0].labels):
+    for array in (prepared.trained, prepared.lengths, prepared[0][0].input_ids, prepared[0][0].labels):
         while not isinstance(array, np.memmap):
             array = array.base
         assert array.mode == "r"
@@ -203,7 +204,7 @@ def test_it_travels_to_another_process_by_its_folder(tmp_path, make):
     prepared = make("a.jsonl")
     assert len(pickle.dumps(prepared)) < 500
     again = pickle.loads(pickle.dumps(prepared))
-    assert again[1].input_ids.tolist() == prepared[1].input_ids.tolist()
+    assert again[1][0].input_ids.tolist() == prepared[1][0].input_ids.tolist()
     with pytest.raises(IndexError):
         again[2]
 
@@ -215,7 +216,7 @@ def test_the_walkthroughs_rows(shared, tmp_path):
     prepared = prepare(datasets, shared / "data", rows=Chat, encoder=encoder, cache=tmp_path)
     assert len(prepared) == 591
     assert prepared.place(91) == "alpaca_en_demo.json row 1"
-    first = prepared[0]
+    (first,) = prepared[0]
     prompt = tokenizer.encode(
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         add_special_tokens=False,

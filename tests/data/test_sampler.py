@@ -42,7 +42,8 @@ def test_591_rows_in_batches_of_2_and_windows_of_4():
     assert [len(rows) for rows in windows[-1].micro_batches] == [2, 2, 2, 1]
     assert [window.position for window in windows] == [(0, number) for number in range(74)]
     order = epoch_order(591, 42, 0)
-    assert windows[0] == Window((tuple(order[:2]), tuple(order[2:4]), tuple(order[4:6]), tuple(order[6:8])), sum(order[:8]) + 8, (0, 0))
+    assert windows[0] == Window((tuple(order[:2]), tuple(order[2:4]), tuple(order[4:6]), tuple(order[6:8])), sum(order[:8]) + 8, 8, (0, 0))
+    assert windows[-1].rows == 7
 
 
 @given(rows=st.integers(1, 60), batch=st.integers(1, 5), accumulate=st.integers(1, 4), world=st.integers(1, 3))
@@ -111,10 +112,10 @@ def test_in_order_deals_every_row_once():
     trained = np.ones(7, np.int64)
     ranks = [InOrder(trained, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
     assert [len(rank) for rank in ranks] == [2, 2]
-    assert list(ranks[0]) == [MicroBatch((0, 1), 7), MicroBatch((4, 5), 7)]
-    assert list(ranks[1]) == [MicroBatch((2, 3), 7), MicroBatch((6,), 7)]
+    assert list(ranks[0]) == [MicroBatch((0, 1), 7, 7), MicroBatch((4, 5), 7, 7)]
+    assert list(ranks[1]) == [MicroBatch((2, 3), 7, 7), MicroBatch((6,), 7, 7)]
 
 
 def test_in_order_gives_every_rank_as_many_micro_batches():
     ranks = [list(InOrder(np.ones(1, np.int64), batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
-    assert ranks == [[MicroBatch((0,), 1)], [MicroBatch((), 1)]]
+    assert ranks == [[MicroBatch((0,), 1, 1)], [MicroBatch((), 1, 1)]]

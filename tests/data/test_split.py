@@ -54,7 +54,7 @@ def test_a_mix_repeats_and_leaves_out_rows_with_their_counts(prepared):
     rows = mixed(Split.whole(prepared), Interleave("under"), [1.0, 1.0], seed=1)
     assert rows.indices.tolist() == [0, 5, 1, 6, 2, 7]
     assert rows.trained.tolist() == [int(prepared.trained[index]) for index in rows.indices]
-    assert rows[3].input_ids.tolist() == prepared[6].input_ids.tolist()
+    assert rows[3][0].input_ids.tolist() == prepared[6][0].input_ids.tolist()
     assert rows.place(3) == "b.jsonl:2"
     assert mixed(Split.whole(prepared), Concatenate(), [1.0, 1.0], seed=1).indices.tolist() == list(range(8))
     with pytest.raises(UsageError, match="no row is left"):

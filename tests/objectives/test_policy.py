@@ -31,7 +31,7 @@ def sequences():
 
 
 def batch_of(sequences, flat, window_tokens=13):
-    return collate(sequences, tuple(range(len(sequences))), window_tokens, flat=flat, pad_id=0).tensors()
+    return collate(sequences, tuple(range(len(sequences))), window_tokens, len(sequences), flat=flat, pad_id=0).tensors()
 
 
 def alone(model, sequence):

@@ -21,6 +21,7 @@ class LowRank:
     b: Tensor  # (out, R), block-diagonal
     scaled_a: Tensor
     scaled_b: Tensor
+    left_out: bool = False  # for the time being; never in a pass that has a backward
 
     @classmethod
     def empty(cls, projection: "Projection", dtype: torch.dtype) -> "LowRank":
@@ -32,7 +33,7 @@ class LowRank:
 
     def down(self, x: Tensor) -> Tensor | None:
         """z (T, R) of x (T, in)."""
-        return torch.mm(x, self.scaled_a.mT) if self.a.shape[0] else None
+        return torch.mm(x, self.scaled_a.mT) if self.a.shape[0] and not self.left_out else None
 
     def up_backward(self, dy: Tensor) -> Tensor | None:
         """dz (T, R) of dy (T, out)."""

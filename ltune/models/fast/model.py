@@ -1,5 +1,7 @@
 """A causal model the quick way: embeddings, layers, norm, head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -96,13 +98,40 @@ class FastModel:
             predict_at: (N,): the positions before trained tokens.
             targets: (N,): the trained tokens.
         """
-        training = torch.is_grad_enabled()
+        with torch.autocast(input_ids.device.type, enabled=False):
+            hidden = self.hidden(input_ids, position_ids, starts, longest, predict_at)
+            return self.losses_from(hidden, targets)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, at: Tensor) -> Tensor:
+        """What the head reads at the positions ``at``, (N,): (N, H)."""
         with torch.autocast(input_ids.device.type, enabled=False):
             x = self.layers_output(input_ids, position_ids, Rows(starts, longest))
-            if not len(targets):  # a rank without rows in a short window
-                return x[:0].float().sum(-1)
-            hidden = NormStep.apply(x, self.norm.weight, self.norm, predict_at)
-            return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, training)
+            if not len(at):  # a rank without rows in a short window
+                return x[:0]
+            return NormStep.apply(x, self.norm.weight, self.norm, at)
+
+    def losses_from(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy of the targets (N,) under the head's reading of (N, H): (N,) float32."""
+        if not len(targets):
+            return hidden.float().sum(-1)
+        return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, torch.is_grad_enabled())
+
+    def logits_from(self, hidden: Tensor) -> Tensor:
+        """(N, V) of (N, H)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden @ self.head.weight.to(hidden.dtype).mT
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The model as it would be without its low-rank parts, for passes without gradient."""
+        parts = [projection.low for projection in self.projections]
+        for part in parts:
+            part.left_out = True
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.left_out = False
 
     def layers_output(self, input_ids: Tensor, position_ids: Tensor, rows: Rows) -> Tensor:
         """What the last norm reads, (T, H)."""
