@@ -44,7 +44,6 @@ class Encoded:
     empty_answer: bool = False  # an answer that is trained has no text: only its end token is learned
     end_token_cut: int = 0  # trained answers that lost their end token; only llamafactory does that
     split: bool = False  # a long conversation that became several rows
-    note: bytes | None = None  # JSON that stays with the row: a prompt's label and other columns
 
 
 class Encoder:
@@ -220,14 +219,14 @@ class Encoder:
     def _prompt(self, row: Prompt, asked: Conversation, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
         """Up to where the assistant begins; nothing of it is trained."""
         ids, cut_off = pieces.ids, len(pieces.ids) > self.max_length
+        if cut_off and self.truncation == "drop":
+            return Dropped(f"longer than {self.max_length} tokens")
+        if cut_off and self.truncation == "error":
+            self._refuse(asked, len(ids))
         if cut_off:
-            if self.truncation == "drop":
-                return Dropped(f"longer than {self.max_length} tokens")
-            if self.truncation == "error":
-                self._refuse(asked, len(ids))
             shorten = questions.cut_right if self.truncation == "llamafactory" else questions.cut_left
             ids = shorten(asked, ids, self.max_length, self.maker, row.label)
-        return Encoded([Sequence(ids, np.full(len(ids), IGNORE, np.int32))], cut_off, spelled, note=questions.note_of(row))
+        return Encoded([Sequence(ids, np.full(len(ids), IGNORE, np.int32), note=questions.note_of(row))], cut_off, spelled)
 
     def _shorten(self, asked: Conversation, tokens: int) -> Pieces | None:
         if self.truncation == "error":

@@ -123,6 +123,7 @@ class Sequence:
     input_ids: Items[int] | np.ndarray
     labels: Items[int] | np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    note: bytes = b""  # JSON that stays with it: what a prompt's row says besides (``asked.py``)
 
     def __len__(self) -> int:
         return len(self.input_ids)

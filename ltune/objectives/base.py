@@ -4,7 +4,7 @@ It refuses to know the optimizer, the trainer and the devices.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
+from ltune.generation.answers import Answers
+from ltune.generation.sampling import Sampling
 from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
 
@@ -32,17 +34,32 @@ class Actor:
     policy: Policy
     device: torch.device
     most_tokens: int | None = None  # of a batch; None: the step's micro-batches
+    step: int = 1  # the number of the optimizer step to come
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    folder: Path | None = None  # of the run
+    answers: Callable[[Sampling], Answers] | None = None  # what answers prompts, where prompts are conversations
+    decode: Callable[[Sequence[int]], str] = str  # ids to text, without control tokens
+    place: Callable[[int], str] = str  # where a row came from
+    gather: Callable[[Any], list[Any]] = lambda value: [value]  # of all ranks, in their order
 
     def batches(self, step: Step) -> Iterator[Batch]:
         """The step's rows, as they fit into the memory, on the device."""
         for batch in step.batches(self.most_tokens):
             yield batch.tensors().to(self.device, non_blocking=True)
 
+    def wait(self) -> None:
+        """Until the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 class Objective(ABC):
     """Base of the methods; the constructor holds the knobs, the call the data."""
 
     rows: ClassVar[type[Row]]  # what the data module must give
+    repeats: int = 1  # optimizer steps that a window's rows serve, one after the other
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch) -> Loss:
@@ -69,6 +86,10 @@ class Objective(ABC):
     def collect(self, step: Step, actor: Actor) -> Step:
         """What the loss is computed on in place of the step's rows as they are read: with extras, or other sequences. Called before each
         step's first micro-batch, and before each batch of validation, without gradient."""
+        return step
+
+    def longest(self, step: Step) -> Step:
+        """The most that ``collect`` may make of a step's rows; memory is tried on it before the first step."""
         return step
 
     def save(self, folder: Path) -> None:  # noqa: B027

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from ltune.data.collate import Batch
 from ltune.errors import UsageError
 from ltune.generation.sampling import Sampling
-from ltune.models.reference import AdapterOff, Reference
 from ltune.objectives.advantages import Scale, group_advantages
 from ltune.objectives.base import Loss
 from ltune.objectives.clipping import k3, policy_loss
 from ltune.objectives.logprobs import by_sequence, sequence_logps
 from ltune.objectives.policy import Policy
+from ltune.objectives.reference import AdapterOff, Reference
 from ltune.objectives.reinforcement import Reinforcement
 from ltune.objectives.rewards import RewardFunction
 from ltune.objectives.rollout import Rollout
@@ -75,7 +75,7 @@ class GRPO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities, where the policy will have moved on before the last step; the reference's, where it counts."""
         found = {} if self.repeats == 1 else {"old": -policy.token_losses(batch, self.temperature)}
-        return found | ({"reference": -self.reference.token_losses(batch, self.temperature)} if self.kl else {})
+        return found | ({"reference": -self.reference.token_losses(policy, batch, self.temperature)} if self.kl else {})
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
         """Advantages: (S,)."""

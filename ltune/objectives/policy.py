@@ -30,11 +30,11 @@ class Policy:
         self.fast = fast
         self.keeps_positions = "logits_to_keep" in inspect.signature(forward_of.forward).parameters
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """Minus the log-probability of each trained token: (N,) float32."""
+    def token_losses(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Minus the log-probability of each trained token, logits being divided by ``temperature``: (N,) float32."""
         if self.fast is not None and batch.flat:
-            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets)
-        return F.cross_entropy(self._logits(batch, batch.predict_at).float(), batch.targets, reduction="none")
+            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets, temperature)
+        return F.cross_entropy(self._logits(batch, batch.predict_at).float() / temperature, batch.targets, reduction="none")
 
     def hidden(self, batch: Batch, at: Tensor | None = None) -> Tensor:
         """What the head reads at the positions ``at`` of the flattened input; None: before the trained tokens. (N, H), in the products'
@@ -50,13 +50,13 @@ class Policy:
             return self.fast.logits_from(self.fast.hidden(*_places(batch), batch.predict_at))
         return self._logits(batch, batch.predict_at)
 
-    def losses_and_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses_and_hidden(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """``token_losses`` (N,) and ``hidden`` (N, H) by one pass."""
         if self.fast is not None and batch.flat:
             hidden = self.fast.hidden(*_places(batch), batch.predict_at)
-            return self.fast.losses_from(hidden, batch.targets), hidden
+            return self.fast.losses_from(hidden, batch.targets, temperature), hidden
         logits, hidden = self._logits_and_hidden(batch, batch.predict_at)
-        return F.cross_entropy(logits.float(), batch.targets, reduction="none"), hidden
+        return F.cross_entropy(logits.float() / temperature, batch.targets, reduction="none"), hidden
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ltune.data.collate import Batch
 from ltune.generation.sampling import Sampling
 from ltune.models.heads import ValueHead
-from ltune.models.reference import AdapterOff, Reference
 from ltune.objectives.advantages import generalized_advantages, sums, whitened
 from ltune.objectives.base import Loss
 from ltune.objectives.clipping import k1, policy_loss, value_loss
 from ltune.objectives.kl_control import AdaptiveKL, KLControl, RunningScale
 from ltune.objectives.policy import Policy
+from ltune.objectives.reference import AdapterOff, Reference
 from ltune.objectives.reinforcement import Reinforcement
 from ltune.objectives.rewards import RewardFunction
 from ltune.objectives.rollout import Rollout
@@ -79,7 +79,8 @@ class PPO(Reinforcement):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """The value head becomes a part of the model; the reference, where it counts."""
         super().extend(model, load)
-        self.head = put_head(model, self.value_head)
+        self.head = ValueHead.load(Path(self.value_head)) if self.value_head else ValueHead(_hidden_size(model))
+        model.add_module("value_head", self.head.to(next(model.parameters()).device))
         if self.kl.coefficient:
             self.reference.extend(model, load)
 
@@ -90,7 +91,7 @@ class PPO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities and values, and the reference's log-probabilities."""
         losses, hidden = policy.losses_and_hidden(batch, self.temperature)
-        reference = -self.reference.token_losses(batch, self.temperature) if self.kl.coefficient else -losses
+        reference = -self.reference.token_losses(policy, batch, self.temperature) if self.kl.coefficient else -losses
         return {"old": -losses, "values": self.head(hidden), "reference": reference}
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
@@ -154,3 +155,7 @@ class PPO(Reinforcement):
             self.kl.restore(state["kl"])
         if self.scale and "scale" in state:
             self.scale.restore(state["scale"])
+
+
+def _hidden_size(model: Any) -> int:
+    return model.get_output_embeddings().in_features

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Prompt, Row
-from ltune.data.rows import Sequence as Tokens
 from ltune.errors import DataError, UsageError
+from ltune.generation.answers import Answers
 from ltune.generation.sampling import Sampling
 from ltune.objectives.advantages import all_equal, deviation
 from ltune.objectives.base import Actor, Loss, Objective
@@ -44,7 +44,6 @@ class Reinforcement(Objective):
         group: Answers to each prompt.
         iterations: How often a rollout is gone through.
         mini_batches: Optimizer steps each time; the answers are dealt to them at random.
-        temperature_in_loss: Whether log-probabilities are those at the sampling's temperature.
     """
 
     rows: ClassVar[type[Row]] = Prompt
@@ -60,7 +59,8 @@ class Reinforcement(Objective):
             if value < 1:
                 raise UsageError(f"{type(self).__name__}: {name} is 1 or more, got {value}")
         self.rewards, self.sampling, self.group = rewards, sampling, group
-        self.iterations, self.mini_batches = iterations, mini_batches
+        self.temperature = sampling.temperature  # log-probabilities are those that answers are drawn with
+        self.mini_batches, self.repeats = mini_batches, iterations * mini_batches
         self.rollout: Rollout | None = None
         self.start: tuple[int, int] | None = None  # position of the first step on it
         self.turn = 0  # which of the steps on it is under way
@@ -68,11 +68,7 @@ class Reinforcement(Objective):
         self.seconds = {"generate": 0.0, "score": 0.0, "train": 0.0}  # of the rollout; train: of the one before
         self.since: float | None = None
         self.file: RolloutsFile | None = None
-
-    @property
-    def repeats(self) -> int:
-        """Optimizer steps that a window of prompts serves."""
-        return self.iterations * self.mini_batches
+        self.answers: Answers | None = None
 
     # -- what a method is -----------------------------------------------------------------------------------------------------------
 
@@ -163,10 +159,14 @@ class Reinforcement(Objective):
         prompts = [step.sequences[row][0].input_ids.tolist() for row in rows]
         seeds = [(actor.seed, *place, row, number % group) for number, row in enumerate(rows)]
         with self._timed("generate", actor):
-            ids = actor.answer(prompts, seeds, self.sampling)
-        rollout = made_of(prompts, ids, rows, actor.stop_ids, len(self.rewards))
+            assert actor.answers is not None, "prompts are conversations"
+            self.answers = self.answers or actor.answers(self.sampling)
+            ids = self.answers.to(prompts, seeds)
+        rollout = made_of(prompts, ids, rows, self.answers.stop_ids, len(self.rewards))
         notes = {row: json.loads(step.sequences[row][0].note or b"{}") for row in step.rows}
-        return rollout, [_answer(actor, row, notes[row], prompt, one) for row, prompt, one in zip(rows, prompts, ids, strict=True)]
+        stop = self.answers.stop_ids
+        texts = [actor.decode(one[:-1] if one[-1] in stop else one) for one in ids]
+        return rollout, [_answer(actor.place(row), notes[row], *one) for row, *one in zip(rows, prompts, ids, texts, strict=True)]
 
     def _scored(self, rollout: Rollout, answers: list[Answer], actor: Actor) -> None:
         """Rewards of this rank's answers. A function that fails on one rank ends all of them."""
@@ -307,7 +307,5 @@ class Reinforcement(Objective):
             self.rollout, self.start, self.told = Rollout.of(state["rollout"]), tuple(state["start"]), dict(state["told"])
 
 
-def _answer(actor: Actor, row: int, note: dict[str, Any], prompt: list[int], ids: list[int]) -> Answer:
-    text = actor.decode(ids[:-1] if ids[-1] in actor.stop_ids else ids)
-    messages = tuple(note.get("messages", ()))
-    return Answer(actor.place(row), messages, text, tuple(ids), note.get("label"), note.get("columns") or {}, tuple(prompt))
+def _answer(place: str, note: dict[str, Any], prompt: list[int], ids: list[int], text: str) -> Answer:
+    return Answer(place, tuple(note.get("messages", ())), text, tuple(ids), note.get("label"), note.get("columns") or {}, tuple(prompt))

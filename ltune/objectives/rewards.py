@@ -24,6 +24,7 @@ class Answer:
     ids: tuple[int, ...]
     label: str | None = None  # the row's own answer, if it has one
     columns: dict[str, Any] = field(default_factory=dict)  # the record's other columns
+    prompt_ids: tuple[int, ...] = ()
 
     def wanted(self, column: str | None) -> str:
         """The right answer: the label, or what a column holds.
@@ -51,6 +52,9 @@ class RewardFunction(ABC):
         if not math.isfinite(weight):
             raise UsageError(f"{type(self).__name__}: weight is a number, got {weight}")
         self.weight, self.name = weight, name or type(self).__name__
+
+    def extend(self, load: Callable[..., Any]) -> None:
+        """Load what it needs on the device; see ``Objective.extend``."""
 
     @abstractmethod
     def scores(self, answers: Sequence[Answer]) -> Sequence[float | None]:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from ltune.data.collate import Batch
 from ltune.errors import UsageError
 from ltune.generation.sampling import Sampling
-from ltune.models.reference import AdapterOff, Reference
 from ltune.objectives.advantages import TINY, leave_one_out
 from ltune.objectives.base import Loss
 from ltune.objectives.clipping import policy_loss
 from ltune.objectives.logprobs import by_sequence
 from ltune.objectives.policy import Policy
+from ltune.objectives.reference import AdapterOff, Reference
 from ltune.objectives.reinforcement import Reinforcement
 from ltune.objectives.rewards import RewardFunction
 from ltune.objectives.rollout import Rollout
@@ -66,7 +66,7 @@ class RLOO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities, those of the reference where it counts."""
         found = {} if self.repeats == 1 and not self.kl else {"old": -policy.token_losses(batch, self.temperature)}
-        return found | ({"reference": -self.reference.token_losses(batch, self.temperature)} if self.kl else {})
+        return found | ({"reference": -self.reference.token_losses(policy, batch, self.temperature)} if self.kl else {})
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
         """Advantages: (S,)."""

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from ltune.data.encode import Dropped, Encoder
+from ltune.data.prepared import prepare
+from ltune.data.remarks import remarks
 from ltune.data.rows import Chat, Message, Prompt
 from ltune.data.templates import load_template
 from ltune.errors import UsageError
@@ -70,8 +72,20 @@ def test_the_other_policies():
 
 def test_what_the_row_says_besides_goes_along():
     made = process(Prompt("here:1", HISTORY[-1:], label="yes", columns={"level": 3, "tags": ["a"], "when": 1.5, "odd": b"x"}))
-    assert json.loads(made.note) == {
+    assert json.loads(made.sequences[0].note) == {
         "messages": [{"role": "user", "content": "six seven eight nine ten"}],
         "label": "yes",
         "columns": {"level": 3, "tags": ["a"], "when": 1.5, "odd": "b'x'"},
     }
+
+
+def test_it_is_kept_with_the_prepared_rows(tmp_path):
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"prompt": "one two", "level": 3}\n{"prompt": "three", "completion": "four"}\n')
+    encoder = Encoder(load_template(None, TINY), TINY, max_length=100)
+    made = prepare([str(file)], tmp_path, rows=Prompt, encoder=encoder, cache=tmp_path / "cache")
+    notes = [json.loads(sequence.note) for row in range(2) for sequence in made[row]]
+    assert [(note["label"], note["columns"]) for note in notes] == [(None, {"level": 3}), ("four", {})]
+    assert made.trained.tolist() == [0, 0]
+    assert remarks(made.report) == []
+    assert made.report["total"]["rows"] == 2

@@ -86,7 +86,14 @@ class FastModel:
         return [one for a, f in self.layers for one in (a.qkv, a.out, f.gate_up, f.down)]
 
     def token_losses(
-        self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, predict_at: Tensor, targets: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        starts: Tensor,
+        longest: int,
+        predict_at: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
     ) -> Tensor:
         """The cross-entropy at each trained position, (N,) float32.
 
@@ -97,10 +104,11 @@ class FastModel:
             longest: Tokens of the longest row.
             predict_at: (N,): the positions before trained tokens.
             targets: (N,): the trained tokens.
+            temperature: That logits are divided by.
         """
         with torch.autocast(input_ids.device.type, enabled=False):
             hidden = self.hidden(input_ids, position_ids, starts, longest, predict_at)
-            return self.losses_from(hidden, targets)
+            return self.losses_from(hidden, targets, temperature)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, at: Tensor) -> Tensor:
         """What the head reads at the positions ``at``, (N,): (N, H)."""
@@ -110,10 +118,11 @@ class FastModel:
                 return x[:0]
             return NormStep.apply(x, self.norm.weight, self.norm, at)
 
-    def losses_from(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def losses_from(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """The cross-entropy of the targets (N,) under the head's reading of (N, H): (N,) float32."""
         if not len(targets):
             return hidden.float().sum(-1)
+        hidden = hidden if temperature == 1 else hidden / temperature  # the head has no bias
         return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, torch.is_grad_enabled())
 
     def logits_from(self, hidden: Tensor) -> Tensor:
