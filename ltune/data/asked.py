@@ -44,9 +44,10 @@ def cut_right(asked: Conversation, ids: np.ndarray, max_length: int, maker: Piec
 
 
 def note_of(row: Prompt) -> bytes:
-    """Messages, label and other columns."""
+    """Place, messages, label and other columns."""
     messages = [{"role": message.role, "content": message.content} for message in row.messages]
-    return json.dumps({"messages": messages, "label": row.label, "columns": row.columns}, ensure_ascii=False, default=_plain).encode()
+    note = {"place": row.place, "messages": messages, "label": row.label, "columns": row.columns}
+    return json.dumps(note, ensure_ascii=False, default=_plain).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
 from ltune.generation.answers import Answers
-from ltune.generation.sampling import Sampling
 from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
 
@@ -38,10 +37,9 @@ class Actor:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    folder: Path | None = None  # of the run
-    answers: Callable[[Sampling], Answers] | None = None  # what answers prompts, where prompts are conversations
+    folder: Path | str | None = None  # of the run, where something is to be written there
+    answers: Callable[..., Answers] | None = None  # (sampling, at_once, keep_stop): what answers prompts
     decode: Callable[[Sequence[int]], str] = str  # ids to text, without control tokens
-    place: Callable[[int], str] = str  # where a row came from
     gather: Callable[[Any], list[Any]] = lambda value: [value]  # of all ranks, in their order
 
     def batches(self, step: Step) -> Iterator[Batch]:

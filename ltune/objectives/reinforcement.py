@@ -129,7 +129,7 @@ class Reinforcement(Objective):
         prompts = prompts[: -(-len(prompts) // self.mini_batches)]
         rows = [row for row in step.rows for _ in range(self.group)][: len(prompts)]
         answer = [step.pad_id] * self.sampling.max_new_tokens
-        rollout = made_of([one.input_ids for one in prompts], [answer] * len(prompts), rows, set(), len(self.rewards))
+        rollout = made_of([np.asarray(one.input_ids).tolist() for one in prompts], [answer] * len(prompts), rows, set(), len(self.rewards))
         self._fill(rollout)
         tokens = int(rollout.answered.sum())
         return step_of(rollout, range(len(rollout)), step, self._size(step), (tokens, len(rollout)))
@@ -156,17 +156,17 @@ class Reinforcement(Objective):
     def _answered(self, step: Step, actor: Actor, place: tuple[int, int], group: int) -> tuple[Rollout, list[Answer]]:
         """This rank's, of ``group`` to each prompt, those to the same one side by side."""
         rows = [row for row in step.rows for _ in range(group)]
-        prompts = [step.sequences[row][0].input_ids.tolist() for row in rows]
+        prompts = [np.asarray(step.sequences[row][0].input_ids).tolist() for row in rows]
         seeds = [(actor.seed, *place, row, number % group) for number, row in enumerate(rows)]
         with self._timed("generate", actor):
             assert actor.answers is not None, "prompts are conversations"
-            self.answers = self.answers or actor.answers(self.sampling)
+            self.answers = self.answers or actor.answers(self.sampling, self._size(step), keep_stop=True)
             ids = self.answers.to(prompts, seeds)
         rollout = made_of(prompts, ids, rows, self.answers.stop_ids, len(self.rewards))
-        notes = {row: json.loads(step.sequences[row][0].note or b"{}") for row in step.rows}
+        notes = {row: json.loads(step.sequences[row][0].note) for row in step.rows}
         stop = self.answers.stop_ids
         texts = [actor.decode(one[:-1] if one[-1] in stop else one) for one in ids]
-        return rollout, [_answer(actor.place(row), notes[row], *one) for row, *one in zip(rows, prompts, ids, texts, strict=True)]
+        return rollout, [_answer(notes[row], *one) for row, *one in zip(rows, prompts, ids, texts, strict=True)]
 
     def _scored(self, rollout: Rollout, answers: list[Answer], actor: Actor) -> None:
         """Rewards of this rank's answers. A function that fails on one rank ends all of them."""
@@ -307,5 +307,5 @@ class Reinforcement(Objective):
             self.rollout, self.start, self.told = Rollout.of(state["rollout"]), tuple(state["start"]), dict(state["told"])
 
 
-def _answer(place: str, note: dict[str, Any], prompt: list[int], ids: list[int], text: str) -> Answer:
-    return Answer(place, tuple(note.get("messages", ())), text, tuple(ids), note.get("label"), note.get("columns") or {}, tuple(prompt))
+def _answer(note: dict[str, Any], prompt: list[int], ids: list[int], text: str) -> Answer:
+    return Answer(note["place"], tuple(note["messages"]), text, tuple(ids), note["label"], note["columns"], tuple(prompt))

@@ -73,6 +73,7 @@ def test_the_other_policies():
 def test_what_the_row_says_besides_goes_along():
     made = process(Prompt("here:1", HISTORY[-1:], label="yes", columns={"level": 3, "tags": ["a"], "when": 1.5, "odd": b"x"}))
     assert json.loads(made.sequences[0].note) == {
+        "place": "here:1",
         "messages": [{"role": "user", "content": "six seven eight nine ten"}],
         "label": "yes",
         "columns": {"level": 3, "tags": ["a"], "when": 1.5, "odd": "b'x'"},
