@@ -124,4 +124,98 @@ def test_the_quick_way_is_the_same_run(fit, metrics, monkeypatch):
 
 
 def test_two_processes_train_as_one(ltune, metrics, tmp_path):
-    settings = configuration("GRPO", checkpoint={})
+    """The same answers and the same mini-batches, divided otherwise."""
+    for name, ranks, batches in (("one", 1, 2), ("two", 2, 1)):
+        settings = configuration("PPO", iterations=1)
+        strategy = "ddp" if ranks > 1 else "auto"
+        settings["trainer"] |= {"devices": ranks, "strategy": strategy, "accumulate_grad_batches": batches, "max_steps": 4}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        done = ltune("fit", "--config", "config.yaml", "--run", name)
+        assert done.returncode == 0, done.stderr
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line["train/loss"] for line in two] == pytest.approx([line["train/loss"] for line in one], abs=1e-4)
+    assert [line["train/reward"] for line in two] == pytest.approx([line["train/reward"] for line in one], abs=1e-5)
+    answers = [
+        sorted((line["step"], line["row"], line["answer"]) for line in map(json.loads, (tmp_path / run / "rollouts.jsonl").open()))
+        for run in ("one", "two")
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_validation_tells_the_mean_reward(fit, metrics):
+    settings = configuration("GRPO", answers=2, iterations=1)
+    settings["data"] |= {"val_datasets": ["quickstart_prompts"]}
+    settings["trainer"] |= {"max_steps": 2, "val_check_interval": 2}
+    assert fit(settings) == 0
+    last = metrics(Path("run"))[-1]
+    assert last["val/loss"] == pytest.approx(-last["val/reward"])
+    expected = 2 * last["val/rewards/Matches/mean"] + 0.5 * last["val/rewards/Length/mean"]
+    assert last["val/reward"] == pytest.approx(expected, abs=1e-5)
+    assert 0 < last["val/completions/mean_length"] <= 6
+
+
+WRONG = """
+def reward(answers, **others):
+    {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return [1 / 0 for answer in answers]", "the reward function reward raised ZeroDivisionError: division by zero"),
+        ("return [float('nan') for answer in answers]", "the reward function reward gave nan, which is no finite number"),
+        ("return [1.0]", "it must return a list of one number an answer; got 1 numbers for 4 answers"),
+    ],
+)
+def test_a_reward_function_that_fails_is_named_with_the_row_and_the_run_goes_on_when_it_is_mended(body, said, fit, metrics, capsys):
+    Path("mine.py").write_text(WRONG.format(body=body))
+    function = {"class_path": "PythonFunction", "init_args": {"function": "mine.py:reward"}}
+    settings = configuration("GRPO", answers=2, iterations=1, rewards=[function])
+    settings["data"]["batch_size"] = 1
+    settings["trainer"]["max_steps"] = 1
+    assert fit(settings) == 3
+    message = capsys.readouterr().err
+    message = message[message.index("error:") :]
+    assert said in message
+    assert "row: quickstart_prompts.jsonl:" in message or "row: none alone" in message
+    assert len(message.strip().splitlines()) <= 5
+    Path("mine.py").write_text(WRONG.format(body="return [float(len(answer)) for answer in answers]"))
+    assert fit(settings) == 0
+    assert metrics(Path("run"))[-1]["train/rewards/reward/mean"] > 0
+
+
+def test_equal_rewards_teach_nothing_and_are_no_nan(fit, metrics):
+    settings = configuration("GRPO", rewards=[{"class_path": "Matches", "init_args": {"pattern": ".*"}}], iterations=1)
+    settings["trainer"]["max_steps"] = 2
+    assert fit(settings) == 0
+    lines = metrics(Path("run"))
+    assert [line["train/frac_reward_zero_std"] for line in lines] == [1.0, 1.0]
+    assert [line["train/reward_std"] for line in lines] == [0.0, 0.0]
+    assert lines[0]["train/grad_norm"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rewards": []}, "GRPO: rewards is empty"),
+        ({"sampling": {"temperature": 0.0}}, "sampling.temperature is 0"),
+        ({"answers": 1}, "answers is 2 or more, got 1"),
+        ({"iterations": 0}, "iterations is 1 or more, got 0"),
+        ({"rewards": [{"class_path": "Matches", "init_args": {"pattern": "("}}]}, "pattern"),
+        ({"rewards": [{"class_path": "PythonFunction", "init_args": {"function": "nowhere.py:reward"}}]}, "there is no file nowhere.py"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_loads(changes, said, fit, capsys):
+    assert fit(configuration("GRPO", **changes)) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert len(message.strip().splitlines()) <= 5
+
+
+def test_a_prompt_longer_than_the_limit_is_shortened_and_counted(fit):
+    settings = configuration("GRPO", iterations=1)
+    settings["data"] |= {"max_length": 16}
+    settings["trainer"]["max_steps"] = 1
+    assert fit(settings) == 0
+    assert json.loads(Path("run/data_report.json").read_text())["total"]["truncated"] > 0
