@@ -25,7 +25,7 @@ def actor_of(module: "FineTuner", device: torch.device) -> Actor:
     return Actor(
         module.policy,
         device,
-        seed=module.seed,
+        run_seed=module.seed,
         rank=module.global_rank,
         world_size=module.trainer.world_size,
         folder=module.trainer.default_root_dir if module.trainer.state.fn == "fit" else None,

@@ -20,7 +20,7 @@ from ltune.errors import UsageError
 from ltune.evaluation import Evaluation
 from ltune.generation.sampling import Sampling
 from ltune.memory import Memory, Wanted
-from ltune.models.adapters import Adapter, LoRA, trainable_state
+from ltune.models.adapters import Adapter, LoRA, continue_adapter, trainable_state
 from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
 from ltune.models.fast.build import quick_way
@@ -37,6 +37,7 @@ from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
 
 PROMPTS = 4096  # that the quick way is given at once
+BEFORE = 1  # a step's place when its rows are collected
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,9 @@ class FineTuner(LightningModule):
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
 
-    def _load_another(self, model: str, revision: str | None = None, quantize: Quantizer | None = None) -> Policy:
+    def _load_another(
+        self, model: str, revision: str | None = None, quantize: Quantizer | None = None, adapter: str | None = None
+    ) -> Policy:
         """Another model, frozen, on the same device and in the same precision."""
         base = load_model(
             model,
@@ -163,13 +166,14 @@ class FineTuner(LightningModule):
             trust_remote_code=self.trust_remote_code if model == self.name else None,
             device=self.trainer.strategy.root_device,
         )
-        base.requires_grad_(False)
-        base.eval()
+        whole: Any = continue_adapter(base, Path(adapter)) if adapter else base
+        whole.requires_grad_(False)
+        whole.eval()
         flat = self.data.layout == "flat"
         fast = quick_way(base, compute_dtype(self.trainer.precision), flat) if self.fast else None
         if fast is None and flat:
             assert_rows_isolated(base)
-        return Policy(base, forward_of=base, fast=fast)
+        return Policy(whole, forward_of=base, fast=fast)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""
@@ -249,7 +253,7 @@ class FineTuner(LightningModule):
         """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
         self.parts, self.collected = [], None
         position = step.position or (0, 0)
-        step = self.collected = self._collected(step)
+        step = self.collected = self._collected(step, position)
         batches = step.batches(self.memory.most_tokens)
         for number, batch in enumerate(batches, 1):
             seed_step(self.seed, *position, number - 1, self.global_rank)  # dropout depends on the place in training alone
@@ -262,14 +266,16 @@ class FineTuner(LightningModule):
                 self.trainer.strategy.backward(loss, None)
         return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
 
-    def _collected(self, step: Step) -> Step:
+    def _collected(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
         self.actor.most_tokens, self.actor.step = self.memory.most_tokens, self.trainer.global_step + 1
+        self.actor.seed = lambda number: seed_step(self.seed, *position, number, self.global_rank, BEFORE)
         with torch.no_grad():
             return self.objective.collect(step, self.actor)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Once per optimizer step, right before it: the step's loss, the gradient's norm, and the stop if one is not finite."""
         self.check_outcome()
+        self.objective.stepped(self._add_ranks)
         parts, self.parts = self.parts, []
         loss = self.trainer.strategy.reduce(torch.stack([part.loss for part in parts]).sum(), reduce_op="sum")
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ltune.apps.llamafactory_objective import objective
 from ltune.apps.settings import Settings
 
 SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty")
@@ -57,7 +58,7 @@ def method(settings: Settings) -> dict[str, Any]:
     build = settings.choice("finetuning_type", {"lora": lora, "freeze": freeze, "full": full}, "lora")
     part: dict[str, Any] = {
         "adapter": build(settings),
-        "objective": settings.choice("stage", {"sft": "SFT", "pt": "Pretrain"}, "sft"),
+        "objective": objective(settings),
         "optimizer": optimizer(settings),
     }
     if settings.given("loraplus_lr_ratio"):

@@ -17,13 +17,15 @@ class ValueHead(nn.Module):
 
     Args:
         hidden_size: H.
+        bias: Whether there is a b.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, bias: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, 1)
+        self.linear = nn.Linear(hidden_size, 1, bias=bias)
         nn.init.normal_(self.linear.weight, std=1 / (hidden_size + 1) ** 0.5)
-        nn.init.zeros_(self.linear.bias)
+        if bias:
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N,) float32 of (N, H)."""
@@ -45,6 +47,6 @@ class ValueHead(nn.Module):
         if not (folder / WEIGHTS).is_file():
             raise UsageError(f"{folder} has no {WEIGHTS}: it is not the result of a reward model's training.")
         tensors = load_file(folder / WEIGHTS)
-        head = cls(tensors["linear.weight"].shape[1])
+        head = cls(tensors["linear.weight"].shape[1], bias="linear.bias" in tensors)
         head.load_state_dict(tensors)
         return head

@@ -1,11 +1,38 @@
 """One file, one method. The classes exported here are what YAML may name: ``objective: SFT``."""
 
 from ltune.objectives.base import Actor, Loss, Objective
+from ltune.objectives.bco import BCO
+from ltune.objectives.cpo import CPO
+from ltune.objectives.dpo import DPO
 from ltune.objectives.grpo import GRPO
+from ltune.objectives.kto import KTO
 from ltune.objectives.metrics import Mean
+from ltune.objectives.model_reward import ModelReward
+from ltune.objectives.orpo import ORPO
 from ltune.objectives.ppo import PPO
 from ltune.objectives.pretrain import Pretrain
+from ltune.objectives.reward import Reward, RewardModel
 from ltune.objectives.rloo import RLOO
 from ltune.objectives.sft import SFT
+from ltune.objectives.simpo import SimPO
 
-__all__ = ["GRPO", "PPO", "RLOO", "SFT", "Actor", "Loss", "Mean", "Objective", "Pretrain"]
+__all__ = [
+    "BCO",
+    "CPO",
+    "DPO",
+    "GRPO",
+    "KTO",
+    "ORPO",
+    "PPO",
+    "RLOO",
+    "SFT",
+    "Actor",
+    "Loss",
+    "Mean",
+    "ModelReward",
+    "Objective",
+    "Pretrain",
+    "Reward",
+    "RewardModel",
+    "SimPO",
+]

@@ -34,17 +34,19 @@ class Actor:
     device: torch.device
     most_tokens: int | None = None  # of a batch; None: the step's micro-batches
     step: int = 1  # the number of the optimizer step to come
-    seed: int = 0
+    run_seed: int = 0
     rank: int = 0
     world_size: int = 1
     folder: Path | str | None = None  # of the run, where something is to be written there
     answers: Callable[..., Answers] | None = None  # (sampling, at_once, keep_stop): what answers prompts
     decode: Callable[[Sequence[int]], str] = str  # ids to text, without control tokens
     gather: Callable[[Any], list[Any]] = lambda value: [value]  # of all ranks, in their order
+    seed: Callable[[int], None] = lambda number: None  # makes what batch so-and-so draws (dropout) depend on its place in training alone
 
     def batches(self, step: Step) -> Iterator[Batch]:
         """The step's rows, as they fit into the memory, on the device."""
-        for batch in step.batches(self.most_tokens):
+        for number, batch in enumerate(step.batches(self.most_tokens)):
+            self.seed(number)
             yield batch.tensors().to(self.device, non_blocking=True)
 
     def wait(self) -> None:
@@ -78,7 +80,8 @@ class Objective(ABC):
 
         Args:
             model: What is put into it as a submodule is trained, saved in checkpoints and restored.
-            load: ``load(model, revision=None, quantize=None)``: another model as a frozen policy, on the same device.
+            load: ``load(model, revision=None, quantize=None, adapter=None)``: another model as a frozen policy, on the same device;
+                ``adapter`` is the folder of a PEFT LoRA to put on it.
         """
 
     def collect(self, step: Step, actor: Actor) -> Step:
@@ -89,6 +92,13 @@ class Objective(ABC):
     def longest(self, step: Step) -> Step:
         """The most that ``collect`` may make of a step's rows; memory is tried on it before the first step."""
         return step
+
+    def stepped(self, add_ranks: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
+        """After the last micro-batch of a step, on all ranks, when nothing stands in the way of the optimizer's step.
+
+        Args:
+            add_ranks: Adds up a tensor over the ranks.
+        """
 
     def save(self, folder: Path) -> None:  # noqa: B027
         """Write what ``extend`` put beside the model into the folder of the result."""

@@ -75,7 +75,7 @@ class GRPO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities, where the policy will have moved on before the last step; the reference's, where it counts."""
         found = {} if self.repeats == 1 else {"old": -policy.token_losses(batch, self.temperature)}
-        return found | ({"reference": -self.reference.token_losses(policy, batch, self.temperature)} if self.kl else {})
+        return found | ({"reference": -self.reference.compute(policy, batch, self.temperature)} if self.kl else {})
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
         """Advantages: (S,)."""

@@ -69,6 +69,17 @@ class Policy:
                 stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]  # PEFT's
             yield
 
+    @contextmanager
+    def with_adapter(self, name: str) -> Iterator[None]:
+        """The model with another of its adapters, for passes without gradient."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.fast is not None:
+                stack.enter_context(self.fast.with_adapter(name))
+            if self.fast is None or _has_whole_modules(self.model):
+                stack.enter_context(_active(self.model, name))
+            yield
+
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
@@ -85,6 +96,16 @@ class Policy:
             hook.remove()
         hidden = seen[0].flatten(0, 1)
         return logits, hidden if batch.flat and self.keeps_positions else hidden[at]
+
+
+@contextmanager
+def _active(model: Any, name: str) -> Iterator[None]:
+    before = model.active_adapter
+    model.base_model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.base_model.set_adapter(before)  # which also makes it trainable again
 
 
 def _places(batch: Batch) -> tuple[Tensor, Tensor, Tensor, int]:

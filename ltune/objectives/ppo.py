@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltune.data.collate import Batch
 from ltune.generation.sampling import Sampling
@@ -76,11 +76,12 @@ class PPO(Reinforcement):
         self.value_head, self.reference = value_head, reference or AdapterOff()
         self.head: ValueHead
 
-    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
+    def extend(self, model: Any, load: Callable[..., Policy]) -> None:
         """The value head becomes a part of the model; the reference, where it counts."""
         super().extend(model, load)
-        self.head = ValueHead.load(Path(self.value_head)) if self.value_head else ValueHead(_hidden_size(model))
-        model.add_module("value_head", self.head.to(next(model.parameters()).device))
+        size = model.config.get_text_config().hidden_size
+        head = ValueHead.load(Path(self.value_head)) if self.value_head else ValueHead(size)
+        self.head = model.value_head = head.to(next(model.parameters()).device)
         if self.kl.coefficient:
             self.reference.extend(model, load)
 
@@ -91,7 +92,7 @@ class PPO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities and values, and the reference's log-probabilities."""
         losses, hidden = policy.losses_and_hidden(batch, self.temperature)
-        reference = -self.reference.token_losses(policy, batch, self.temperature) if self.kl.coefficient else -losses
+        reference = -self.reference.compute(policy, batch, self.temperature) if self.kl.coefficient else -losses
         return {"old": -losses, "values": self.head(hidden), "reference": reference}
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
@@ -155,7 +156,3 @@ class PPO(Reinforcement):
             self.kl.restore(state["kl"])
         if self.scale and "scale" in state:
             self.scale.restore(state["scale"])
-
-
-def _hidden_size(model: Any) -> int:
-    return model.get_output_embeddings().in_features

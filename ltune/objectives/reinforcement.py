@@ -93,7 +93,7 @@ class Reinforcement(Objective):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """Reward models are loaded."""
         for reward in self.rewards:
-            reward.extend(load)
+            reward.extend(load, next(model.parameters()).device)
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """The answers whose turn it is, in place of their prompts; at the first turn they are made."""
@@ -157,7 +157,7 @@ class Reinforcement(Objective):
         """This rank's, of ``group`` to each prompt, those to the same one side by side."""
         rows = [row for row in step.rows for _ in range(group)]
         prompts = [np.asarray(step.sequences[row][0].input_ids).tolist() for row in rows]
-        seeds = [(actor.seed, *place, row, number % group) for number, row in enumerate(rows)]
+        seeds = [(actor.run_seed, *place, row, number % group) for number, row in enumerate(rows)]
         with self._timed("generate", actor):
             assert actor.answers is not None, "prompts are conversations"
             self.answers = self.answers or actor.answers(self.sampling, self._size(step), keep_stop=True)
@@ -194,7 +194,7 @@ class Reinforcement(Objective):
         assert self.start is not None
         order = np.arange(len(rollout))
         if self.mini_batches > 1:
-            order = np.random.default_rng([actor.seed, *self.start, self.turn // self.mini_batches]).permutation(len(rollout))
+            order = np.random.default_rng([actor.run_seed, *self.start, self.turn // self.mini_batches]).permutation(len(rollout))
         numbers = torch.from_numpy(np.array_split(order, self.mini_batches)[self.turn % self.mini_batches])
         rollout.of_answers["share"] = torch.zeros(len(rollout)).index_copy_(0, numbers, self.shares(rollout, numbers))
         window = int(rollout.answered[numbers].sum()), len(numbers)

@@ -53,7 +53,7 @@ class RewardFunction(ABC):
             raise UsageError(f"{type(self).__name__}: weight is a number, got {weight}")
         self.weight, self.name = weight, name or type(self).__name__
 
-    def extend(self, load: Callable[..., Any]) -> None:  # noqa: B027 (most need nothing)
+    def extend(self, load: Callable[..., Any], device: Any) -> None:  # noqa: B027 (most need nothing)
         """Load what it needs on the device; see ``Objective.extend``."""
 
     @abstractmethod

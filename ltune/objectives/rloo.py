@@ -66,7 +66,7 @@ class RLOO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities, those of the reference where it counts."""
         found = {} if self.repeats == 1 and not self.kl else {"old": -policy.token_losses(batch, self.temperature)}
-        return found | ({"reference": -self.reference.token_losses(policy, batch, self.temperature)} if self.kl else {})
+        return found | ({"reference": -self.reference.compute(policy, batch, self.temperature)} if self.kl else {})
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
         """Advantages: (S,)."""

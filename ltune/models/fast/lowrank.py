@@ -4,7 +4,7 @@ Projections of the same shape, as all layers have them, share one tensor, so tha
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -80,6 +80,31 @@ def _stacked(group: list["Projection"], dtype: torch.dtype) -> list[Copy]:
             row = rows.stop
         out += size
     return copies
+
+
+def frozen_low_rank(projection: "Projection", name: str, dtype: torch.dtype) -> LowRank:
+    """Of an adapter that is not trained; layers that it does not adapt have no rank."""
+    device, low = projection.bases[0].weight.device, LowRank.empty(projection, dtype)
+    rows: list[Tensor] = []
+    columns: list[Tensor] = []
+    scales: list[Tensor] = []
+    layer: Any  # PEFT's
+    for layer, begin, size in zip(projection.layers, _begins(projection.sizes), projection.sizes, strict=True):
+        if name in getattr(layer, "lora_A", ()):
+            a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+            column = torch.zeros(sum(projection.sizes), len(a), dtype=dtype, device=device)
+            column[begin : begin + size] = b.to(dtype)
+            rows.append(a.to(dtype))
+            columns.append(column)
+            scales.append(torch.full((len(a),), float(layer.scaling[name]), device=device))
+    if not rows:
+        return low
+    a, b, scale = torch.cat(rows), torch.cat(columns, 1), torch.cat(scales)
+    return LowRank(a, b, (a.float() * scale[:, None]).to(dtype), (b.float() * scale).to(dtype))
+
+
+def _begins(sizes: list[int]) -> list[int]:
+    return [sum(sizes[:number]) for number in range(len(sizes))]
 
 
 def refresh(copies: list[Copy]) -> None:

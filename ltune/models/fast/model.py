@@ -10,7 +10,7 @@ from torch import Tensor
 from ltune.models.fast.attention import Rows
 from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
-from ltune.models.fast.lowrank import Copy, refresh, share_storage
+from ltune.models.fast.lowrank import Copy, LowRank, frozen_low_rank, refresh, share_storage
 from ltune.models.fast.memory import Setting, Shape
 from ltune.models.fast.offload import HostShelf, Shelf
 from ltune.models.fast.projection import Gradients, Projection
@@ -52,6 +52,7 @@ class FastModel:
         self.graphs: TrainingGraphs | None = None
         self.host_embeddings: Tensor | None = None  # (V, H), pinned
         self._versions: int = -1
+        self._others: dict[str, list[LowRank]] = {}  # by adapter, of each projection
 
     def adopt(self, setting: Setting) -> None:
         """Trade memory for speed as the setting says."""
@@ -141,6 +142,21 @@ class FastModel:
         finally:
             for part in parts:
                 part.left_out = False
+
+    @contextmanager
+    def with_adapter(self, name: str) -> Iterator[None]:
+        """The model with another adapter's low-rank parts, which do not change, for passes without gradient."""
+        if name not in self._others:
+            self._others[name] = [frozen_low_rank(projection, name, self.dtype) for projection in self.projections]
+        projections = self.projections
+        trained = [projection.low for projection in projections]
+        try:
+            for projection, low in zip(projections, self._others[name], strict=True):
+                projection.low = low
+            yield
+        finally:
+            for projection, low in zip(projections, trained, strict=True):
+                projection.low = low
 
     def layers_output(self, input_ids: Tensor, position_ids: Tensor, rows: Rows) -> Tensor:
         """What the last norm reads, (T, H)."""
