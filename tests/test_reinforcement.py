@@ -219,3 +219,21 @@ def test_a_prompt_longer_than_the_limit_is_shortened_and_counted(fit):
     settings["trainer"]["max_steps"] = 1
     assert fit(settings) == 0
     assert json.loads(Path("run/data_report.json").read_text())["total"]["truncated"] > 0
+
+
+def test_a_reward_model_of_an_earlier_run_scores(fit, metrics, tmp_path):
+    asked = [{"prompt": f"Say {n}.", "chosen": f"{n}.", "rejected": "The plural of cat is cats."} for n in range(4)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    settings = configuration("PPO", iterations=1, mini_batches=1)
+    ppo, reward = settings["model"]["objective"], {"class_path": "Reward"}
+    settings["model"]["objective"], settings["data"]["datasets"] = reward, ["pairs.jsonl"]
+    settings["trainer"]["max_steps"] = 2
+    assert fit(settings, "--run", "reward") == 0
+    ppo["init_args"]["rewards"] = [{"class_path": "ModelReward", "init_args": {"folder": "reward/adapter", "at_once": 3}}]
+    settings["model"]["objective"], settings["data"]["datasets"] = ppo, ["quickstart_prompts"]
+    assert fit(settings, "--run", "ppo") == 0
+    line = metrics(Path("ppo"))[0]
+    assert line["train/rewards/ModelReward/std"] > 0
+    assert line["train/reward"] == pytest.approx(line["train/rewards/ModelReward/mean"], abs=1e-6)
+    scores = {(told["row"], told["answer"]): told["reward"] for told in map(json.loads, Path("ppo/rollouts.jsonl").open())}
+    assert len(set(scores.values())) > 1
