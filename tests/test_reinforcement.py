@@ -136,7 +136,10 @@ def test_two_processes_train_as_one(ltune, metrics, tmp_path):
     assert [line["train/loss"] for line in two] == pytest.approx([line["train/loss"] for line in one], abs=1e-4)
     assert [line["train/reward"] for line in two] == pytest.approx([line["train/reward"] for line in one], abs=1e-5)
     answers = [
-        sorted((line["step"], line["row"], line["answer"]) for line in map(json.loads, (tmp_path / run / "rollouts.jsonl").open()))
+        sorted(
+            (line["step"], line["row"], line["answer"])
+            for line in map(json.loads, (tmp_path / run / "rollouts.jsonl").read_text().splitlines())
+        )
         for run in ("one", "two")
     ]
     assert answers[0] == answers[1]
@@ -235,5 +238,7 @@ def test_a_reward_model_of_an_earlier_run_scores(fit, metrics, tmp_path):
     line = metrics(Path("ppo"))[0]
     assert line["train/rewards/ModelReward/std"] > 0
     assert line["train/reward"] == pytest.approx(line["train/rewards/ModelReward/mean"], abs=1e-6)
-    scores = {(told["row"], told["answer"]): told["reward"] for told in map(json.loads, Path("ppo/rollouts.jsonl").open())}
+    scores = {
+        (told["row"], told["answer"]): told["reward"] for told in map(json.loads, Path("ppo/rollouts.jsonl").read_text().splitlines())
+    }
     assert len(set(scores.values())) > 1

@@ -12,7 +12,7 @@ from ltune.generation.sampling import Sampling
 from ltune.objectives.advantages import Scale, group_advantages
 from ltune.objectives.base import Loss
 from ltune.objectives.clipping import k3, policy_loss
-from ltune.objectives.logprobs import by_sequence, sequence_logps
+from ltune.objectives.logprobs import by_sequence, token_counts
 from ltune.objectives.policy import Policy
 from ltune.objectives.reference import AdapterOff, Reference
 from ltune.objectives.reinforcement import Reinforcement
@@ -24,7 +24,7 @@ class GRPO(Reinforcement):
     """Group relative policy optimization.
 
         A_i = (r_i - mean of its group) / (its standard deviation + 1e-4),   r = p / p_old
-        loss = - min(r A, clip(r, 1 - clip, 1 + clip_high) A) + kl (p_ref / p - log(p_ref / p) - 1),  averaged over tokens
+        loss = - min(r A, clip(r, 1 - clip, 1 + clip_high) A) + kl r (p_ref / p - log(p_ref / p) - 1),  averaged over tokens
 
     Args:
         rewards: Reward functions; their weighted sum is the reward.
@@ -35,6 +35,8 @@ class GRPO(Reinforcement):
         clip: How far r may fall below 1 before it teaches nothing more.
         clip_high: And rise above; null: as far. DAPO (https://arxiv.org/abs/2503.14476) takes 0.28.
         kl: Weight of the divergence from the reference; 0: there is no reference.
+        weigh_kl: Multiply the divergence with r, whose gradient is then unbiased (https://arxiv.org/abs/2512.02556), or not, as
+            the paper has it.
         scale: What advantages are divided by: group, batch, none (Dr. GRPO).
         normalize: What the sum over tokens is divided by. tokens: all trained ones (DAPO); answers: each answer's, then their number (the
             paper); constant: the longest possible answer times their number (Dr. GRPO, https://arxiv.org/abs/2503.20783).
@@ -53,6 +55,7 @@ class GRPO(Reinforcement):
         clip: float = 0.2,
         clip_high: float | None = None,
         kl: float = 0.0,
+        weigh_kl: bool = True,
         scale: Scale = "group",
         normalize: Literal["tokens", "answers", "constant"] = "tokens",
         level: Literal["token", "answer"] = "token",
@@ -63,6 +66,7 @@ class GRPO(Reinforcement):
         if answers < 2:
             raise UsageError(f"{type(self).__name__}: answers is 2 or more, got {answers}: one alone has no other to be better than")
         self.clip, self.clip_high, self.kl = clip, clip if clip_high is None else clip_high, kl
+        self.weigh_kl = weigh_kl
         self.scale, self.normalize, self.level, self.mask_truncated = scale, normalize, level, mask_truncated
         self.reference = reference or AdapterOff()
 
@@ -97,11 +101,11 @@ class GRPO(Reinforcement):
         old = batch.extra("old") if self.repeats > 1 else logps.detach()
         log_ratios = logps - old
         if self.level == "answer":
-            log_ratios = (by_sequence(log_ratios, batch) / sequence_logps(losses, batch)[1])[owner]
+            log_ratios = (by_sequence(log_ratios, batch) / token_counts(batch))[owner]
         clipped = policy_loss(log_ratios, batch.extra("advantages")[owner], self.clip, self.clip_high)
         loss, metrics = clipped.loss, self._metrics(clipped.low, clipped.high, logps, batch)
         if self.kl:
-            divergence = k3(logps, batch.extra("reference"))
+            divergence = k3(logps, batch.extra("reference")) * (log_ratios.exp() if self.weigh_kl else 1.0)
             loss = loss + self.kl * divergence
             metrics["kl"] = divergence.sum() / batch.window_tokens
         return Loss((loss * batch.extra("share")[owner]).sum(), metrics)
