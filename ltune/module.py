@@ -12,25 +12,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ltune.acting import actor_of, answers_of
 from ltune.data.collate import Step
 from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
 from ltune.errors import UsageError
 from ltune.evaluation import Evaluation
-from ltune.generation.answers import Answers
 from ltune.generation.sampling import Sampling
 from ltune.memory import Memory, Wanted
 from ltune.models.adapters import Adapter, LoRA, continue_adapter, trainable_state
 from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
 from ltune.models.fast.build import quick_way
-from ltune.models.fast.decode import decoder_of
 from ltune.models.load import enable_gradient_checkpointing, load_model
 from ltune.models.precision import compute_dtype, weights_dtype
 from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
-from ltune.objectives import SFT, Actor, Objective
+from ltune.objectives import SFT, Objective
 from ltune.objectives.policy import Policy
 from ltune.optim.groups import build_optimizer, fuse, is_fused
 from ltune.optim.schedules import Cosine, Schedule
@@ -105,12 +104,18 @@ class FineTuner(LightningModule):
         self.parts: list[Part] = []  # of the window under way
         self.outcome: Outcome | None = None  # of the last optimizer step
         self.unchecked: Outcome | None = None  # the device may still be at it
+        self.collected: Step | None = None  # what the last step was computed on
         self.evaluation: Evaluation
 
     @property
     def rows(self) -> type[Row]:
         """What the data module must give."""
         return self.objective.rows
+
+    @property
+    def repeats(self) -> int:
+        """How often the data module must give each window."""
+        return self.objective.repeats
 
     @property
     def data(self) -> ChatData:
@@ -146,7 +151,7 @@ class FineTuner(LightningModule):
         self.data.prompts_at_once = PROMPTS if fast is not None else None
         self.policy = Policy(self.model, forward_of=base, fast=fast)
         device = self.trainer.strategy.root_device
-        self.actor = Actor(self.policy, device)
+        self.actor = actor_of(self, device)
         self.objective.extend(self.model, self._load_another)
         if device.type == "cuda":
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
@@ -217,7 +222,7 @@ class FineTuner(LightningModule):
         gc.freeze()
 
     def _settle_memory(self, optimizer: Optimizer) -> None:
-        step = self.data.heaviest_step()
+        step = self.objective.longest(self.data.heaviest_step())
         file = Path(self.trainer.default_root_dir) / "memory.json"
         self.memory.settle(file, step, (lambda: self._rehearse(step, optimizer)) if self.trainer.world_size == 1 else None)
 
@@ -249,13 +254,13 @@ class FineTuner(LightningModule):
             except torch.OutOfMemoryError as error:
                 problem = str(error)
             optimizer.zero_grad()
-            self.memory.give_up_some(step, problem)
+            self.memory.give_up_some(self.collected or self.objective.longest(step), problem)
 
     def _accumulate(self, step: Step) -> Tensor:
         """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
-        self.parts = []
+        self.parts, self.collected = [], None
         position = step.position or (0, 0)
-        step = self._collected(step, position)
+        step = self.collected = self._collected(step, position)
         batches = step.batches(self.memory.most_tokens)
         for number, batch in enumerate(batches, 1):
             seed_step(self.seed, *position, number - 1, self.global_rank)  # dropout depends on the place in training alone
@@ -269,7 +274,7 @@ class FineTuner(LightningModule):
         return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
 
     def _collected(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
-        self.actor.most_tokens = self.memory.most_tokens
+        self.actor.most_tokens, self.actor.step = self.memory.most_tokens, self.trainer.global_step + 1
         self.actor.seed = lambda number: seed_step(self.seed, *position, number, self.global_rank, BEFORE)
         with torch.no_grad():
             return self.objective.collect(step, self.actor)
@@ -359,11 +364,7 @@ class FineTuner(LightningModule):
 
     def on_predict_start(self) -> None:
         """The quick way, where there is one."""
-        template = self.data.template
-        assert template is not None, "prompts are conversations, and those have one"
-        stop_ids, pad_id = template.stop_ids(self.tokenizer), self.tokenizer.pad_token_id
-        decoder = decoder_of(self.memory.fast, self.generation_tokens)
-        self.answers = Answers(self.model, decoder, self.sampling, stop_ids, pad_id, self.data.batch_size)
+        self.answers = answers_of(self, self.sampling, self.data.batch_size)
 
     def on_predict_end(self) -> None:
         """How fast it was."""

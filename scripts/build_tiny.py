@@ -1,4 +1,4 @@
-"""Build the embedded default from nothing: `python scripts/build_tiny.py` writes ltune/assets/tiny and ltune/assets/quickstart.jsonl.
+"""Build the embedded default from nothing: `python scripts/build_tiny.py` writes ltune/assets/tiny and ltune/assets/quickstart*.jsonl.
 
 Deterministic: the same script, library versions and kind of processor give the same files. About 11 minutes on one core. The base is
 pretrained by two runs of `ltune fit` with all weights trained: plain text first, then conversations, which bring in the control tokens
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from tiny_prompts import prompt_rows
 from tiny_quickstart import quickstart_rows
 from tiny_text import conversations, paragraphs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -162,11 +163,12 @@ def build(assets: Path, work: Path) -> None:
     assets.mkdir(parents=True, exist_ok=True)
     save(talker, tokenizer, assets / "tiny")
     write_rows(quickstart_rows(), assets / "quickstart.jsonl")
+    write_rows(prompt_rows(), assets / "quickstart_prompts.jsonl")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--output", type=Path, default=ASSETS, help="folder that gets tiny/ and quickstart.jsonl (default: ltune/assets)")
+    parser.add_argument("--output", type=Path, default=ASSETS, help="folder that gets tiny/ and quickstart*.jsonl (default: ltune/assets)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ltune-tiny-") as work:
         build(arguments.output, Path(work))

@@ -39,8 +39,9 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: "Batch", batch_idx: int) -> None:
         """Count the step; the device is only waited for when logging."""
-        self._tokens += batch.tokens
-        self._samples += len(batch.rows)
+        trained = getattr(pl_module, "collected", None) or batch  # of some objectives, others than those read
+        self._tokens += trained.tokens
+        self._samples += len(trained.rows)
         self._steps += stepped(trainer)
         if not at_log_step(trainer):
             return

@@ -57,6 +57,8 @@ class Made:
     read: Counter[str]  # records by prefix
     tally: Tally
     extras: dict[str, np.ndarray]  # float32: (sequences,), or (trained tokens,)
+    notes: np.ndarray  # (bytes,) uint8, end to end
+    note_lengths: np.ndarray  # (sequences,) int64; (0,) where this kind of rows has none
 
 
 def chunks_of(parts: list[Part], rows: type[Row], bad_rows: BadRows) -> Iterator[Chunk]:
@@ -124,6 +126,7 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
     lengths, trained, origins = array("q"), array("q"), array("q")
     prefixes: dict[str, int] = {}
     extras: dict[str, list[np.ndarray]] = {}
+    notes: list[bytes] = []
     for place, outcome in _outcomes(chunk, rows, encoder, bad_rows):
         prefix, number = split_place(place)
         read_rows[prefix] += 1
@@ -148,9 +151,11 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
             lengths.append(len(ids))
             trained.append(int(np.count_nonzero(targets != IGNORE)))
             origins.extend((prefixes.setdefault(prefix, len(prefixes)), number))
-            tally.add(ids, trained[-1], targets, same_row=count % rows.sequences > 0)
+            tally.add(ids, trained[-1], targets if trained[-1] else None, same_row=count % rows.sequences > 0)
             for name, values in sequence.extras.items():
                 extras.setdefault(name, []).append(np.atleast_1d(values).astype(np.float32))
+            if sequence.note:
+                notes.append(sequence.note)
     if chunk.error:
         raise chunk.error
     return Made(
@@ -164,6 +169,8 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
         read=read_rows,
         tally=tally,
         extras={name: np.concatenate(values) for name, values in extras.items()},
+        notes=np.frombuffer(b"".join(notes), np.uint8),
+        note_lengths=np.array([len(note) for note in notes], np.int64),
     )
 
 

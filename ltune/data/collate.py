@@ -6,7 +6,7 @@ Arrays stay NumPy until they reach the training process: tensors from a worker w
 leaves behind.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -94,6 +94,7 @@ class Step:
     position: tuple[int, int] | None  # (epoch, window) of training; None: these rows are evaluated
     flat: bool
     pad_id: int
+    origins: Mapping[int, int] | None = None  # where these rows are not the data's own: which of those each came from
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -112,6 +113,7 @@ class Step:
 
     def _laid_out(self, rows: tuple[int, ...]) -> Batch:
         sequences = [sequence for row in rows for sequence in self.sequences[row]]
+        rows = rows if self.origins is None else tuple(self.origins[row] for row in rows)
         return collate(sequences, rows, self.window_tokens, self.window_rows, flat=self.flat, pad_id=self.pad_id)
 
     def _arranged(self, most: int) -> list[tuple[int, ...]]:

@@ -64,6 +64,7 @@ class ChatData(LightningDataModule):
         seed: Linked to seed_everything.
         tokenizer: Linked to the model's.
         rows: Linked to the objective's kind of rows.
+        repeats: Linked to the objective's optimizer steps for each window.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ChatData(LightningDataModule):
         seed: int = 42,
         tokenizer: Any = None,
         rows: type[Row] = Chat,
+        repeats: int = 1,
     ) -> None:
         super().__init__()
         self.datasets, self.val_datasets, self.test_datasets = datasets, val_datasets, test_datasets
@@ -102,7 +104,7 @@ class ChatData(LightningDataModule):
         self.mix, self.bad_rows = mix, bad_rows
         self.batch_size, self.tokens_per_batch, self.accumulate = batch_size, tokens_per_batch, accumulate
         self.layout, self.workers = layout, workers
-        self.seed, self.tokenizer, self.rows = seed, tokenizer, rows
+        self.seed, self.tokenizer, self.rows, self.repeats = seed, tokenizer, rows, repeats
         self.template = None if issubclass(rows, Text) else load_template(template, tokenizer, reasoning)
         if weights is not None and rows is not Chat:
             raise UsageError(f"data.weights: rows of the kind {rows.__name__} have no roles to weigh.\nSet  data.weights: null")
@@ -210,6 +212,7 @@ class ChatData(LightningDataModule):
             world_size=self._trainer.world_size,
             start=self.resumed_at,
             micro_batches=self.packed_micro_batches(),
+            repeats=self.repeats,
         )
 
     def packed_micro_batches(self) -> list[tuple[int, ...]] | None:
@@ -228,7 +231,7 @@ class ChatData(LightningDataModule):
         tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
         size = self.accumulate * sampler.world_size
         number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
-        window = sampler.deal(micro_batches[number * size : (number + 1) * size], (0, number))
+        window = sampler.window(micro_batches, 0, number * self.repeats)
         batches = Batches(self.train_rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
         return batches[window]
 

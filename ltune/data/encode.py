@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from ltune.data import asked as questions
 from ltune.data import pairs
 from ltune.data import truncation as cut
 from ltune.data.labels import TrainOn, label, sequence_of
 from ltune.data.pieces import ControlTokens, Conversation, PieceMaker, Pieces
 from ltune.data.roles import weight_table
 from ltune.data.rounds import Shortener, fitting
-from ltune.data.rows import Chat, Message, Pair, Rated, Row, Sequence, Text
+from ltune.data.rows import IGNORE, Chat, Message, Pair, Prompt, Rated, Row, Sequence, Text
 from ltune.data.templates import Template
 from ltune.data.tokens import Tokens
 from ltune.errors import UsageError
@@ -135,8 +136,9 @@ class Encoder:
     def _asked(self, row: Row) -> list[Conversation] | list[Text]:
         if isinstance(row, Text):
             return [row]
-        if isinstance(row, Chat):
-            return [Conversation(row.place, self._with_system(row.messages), row.tools)]
+        if isinstance(row, Chat | Prompt):
+            asks = isinstance(row, Prompt)
+            return [Conversation(row.place, self._with_system(row.messages), row.tools, add_generation_prompt=asks)]
         assert isinstance(row, Pair | Rated), row
         return [Conversation(row.place, self._with_system(messages), row.tools) for messages in pairs.completions(row)]
 
@@ -150,6 +152,8 @@ class Encoder:
             return self._text(*made[0])
         if isinstance(row, Chat):
             return self._chat(asked[0], *made[0])
+        if isinstance(row, Prompt):
+            return self._prompt(row, asked[0], *made[0])
         return self._rated(row, asked, made) if isinstance(row, Rated) else self._answers(asked, made)
 
     def _chat(self, asked: Conversation, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
@@ -219,13 +223,28 @@ class Encoder:
         empty = any(_empty(one.messages, only_last=True) for one in asked)
         return Encoded(sequences, cut_off, spelled, empty, ends_cut)
 
+    def _prompt(self, row: Prompt, asked: Conversation, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
+        """Up to where the assistant begins; nothing of it is trained."""
+        ids, cut_off = pieces.ids, len(pieces.ids) > self.max_length
+        if cut_off and self.truncation == "drop":
+            return Dropped(f"longer than {self.max_length} tokens")
+        if cut_off and self.truncation == "error":
+            self._refuse(asked, len(ids))
+        if cut_off:
+            shorten = questions.cut_right if self.truncation == "llamafactory" else questions.cut_left
+            ids = shorten(asked, ids, self.max_length, self.maker, row.label)
+        return Encoded([Sequence(ids, np.full(len(ids), IGNORE, np.int32), note=questions.note_of(row))], cut_off, spelled)
+
     def _shorten(self, asked: Conversation, tokens: int) -> Pieces | None:
         if self.truncation == "error":
-            raise UsageError(
-                f"{asked.place}: {tokens} tokens, and data.max_length is {self.max_length}; data.truncation is error.\n"
-                "Raise data.max_length, shorten the row, or choose  --data.truncation left  (or drop, or split)."
-            )
+            self._refuse(asked, tokens)
         return None if self.truncation == "drop" else self.shortener.left(asked, tokens)
+
+    def _refuse(self, asked: Conversation, tokens: int) -> NoReturn:
+        raise UsageError(
+            f"{asked.place}: {tokens} tokens, and data.max_length is {self.max_length}; data.truncation is error.\n"
+            "Raise data.max_length, shorten the row, or choose  --data.truncation left  (or drop, or split)."
+        )
 
     def _nothing_left(self, something_fits: bool) -> Dropped:
         if something_fits:

@@ -31,7 +31,7 @@ from ltune.data.rows import Row, Sequence
 from ltune.data.sources import Dataset, resolve
 from ltune.errors import ResourceError, UsageError
 
-FORMAT = 4  # of what is stored; to be raised when the same settings give other contents
+FORMAT = 5  # of what is stored; to be raised when the same settings give other contents
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
 
 KINDS: dict[str, tuple] = {  # of the arrays: their numbers, and how many in a row
@@ -41,6 +41,8 @@ KINDS: dict[str, tuple] = {  # of the arrays: their numbers, and how many in a r
     "lengths": ("<i8",),  # of each sequence, as all below
     "trained": ("<i8",),
     "origins": ("<i8", 2),  # number of the place's prefix, and what stands behind it
+    "notes": ("|u1",),
+    "note_ends": ("<i8",),  # of each sequence's, in bytes; none where this kind of rows has no notes
 }
 ARRAYS = tuple(KINDS)
 EXTRA = "extra.{}"  # an array of float32: one for each sequence, or for each trained token
@@ -63,6 +65,7 @@ class Prepared:
         self._input_ids, self._labels, self._offsets, self._origins = (
             arrays[name] for name in ("input_ids", "labels", "offsets", "origins")
         )
+        self._notes, self._note_ends = arrays["notes"], arrays["note_ends"]
         stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         self._prefixes: list[str] = stored.pop("places")
         self._per_row: int = stored.pop("sequences_per_row")
@@ -97,7 +100,13 @@ class Prepared:
 
     def _sequence(self, number: int) -> Sequence:
         begin, end = self._offsets[number], self._offsets[number + 1]
-        return Sequence(self._input_ids[begin:end], self._labels[begin:end], {name: self._extra(name, number) for name in self._extras})
+        extras = {name: self._extra(name, number) for name in self._extras}
+        return Sequence(self._input_ids[begin:end], self._labels[begin:end], extras, self._note(number))
+
+    def _note(self, number: int) -> bytes:
+        if not len(self._note_ends):
+            return b""
+        return self._notes[self._note_ends[number - 1] if number else 0 : self._note_ends[number]].tobytes()
 
     def _extra(self, name: str, number: int) -> np.ndarray:
         values = self._extras[name]
@@ -246,7 +255,7 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
     read_rows: Counter[tuple[int, str]] = Counter()  # by part and prefix
     prefixes: dict[str, int] = {}
     extras: dict[str, _Growing] = {}
-    tokens = 0
+    tokens = noted = 0
     with ExitStack() as opened:
         arrays = {name: opened.enter_context(_Growing(stage / f"{name}.npy", *kind)) for name, kind in KINDS.items()}
         arrays["offsets"].append(np.zeros(1, np.int64))
@@ -255,7 +264,9 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
             offsets = tokens + np.cumsum(made.lengths)
             tokens += len(made.input_ids)
             origins = np.stack([numbers[made.origins[:, 0]], made.origins[:, 1]], axis=1)
-            values = (made.input_ids, made.labels, offsets, made.lengths, made.trained, origins)
+            note_ends = noted + np.cumsum(made.note_lengths)
+            noted += len(made.notes)
+            values = (made.input_ids, made.labels, offsets, made.lengths, made.trained, origins, made.notes, note_ends)
             for name, value in zip(ARRAYS, values, strict=True):
                 arrays[name].append(value)
             for name, value in made.extras.items():

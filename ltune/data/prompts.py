@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass  # not frozen: Lightning looks for tensors in it and refuses frozen ones
-class Prompt:
+class Question:
     """A conversation up to where the model speaks, and what the row has there."""
 
     row: int
@@ -31,7 +31,7 @@ class Prompts(torch.utils.data.Dataset):
         prompts: The prompts.
     """
 
-    def __init__(self, prompts: list[Prompt]) -> None:
+    def __init__(self, prompts: list[Question]) -> None:
         self.prompts = prompts
 
     @classmethod
@@ -47,14 +47,14 @@ class Prompts(torch.utils.data.Dataset):
         """Read and encode the data sets' rows, each set cut to its first ``max_rows``."""
         if not issubclass(rows, Chat):
             raise UsageError("predict answers conversations; the objective's rows are others.\nSet  --model.objective SFT")
-        prompts: list[Prompt] = []
+        prompts: list[Question] = []
         for dataset in datasets:
             source = resolve(dataset, folder)
             limit = source.max_rows if source.max_rows is not None else max_rows
             for row in rows_of(source, rows, bad_rows=bad_rows, on_bad=_skipped, answered=False, limit=limit):
                 assert isinstance(row, Chat), row
                 ids, label = encoder.prompt(row)
-                prompts.append(Prompt(len(prompts), ids, label))
+                prompts.append(Question(len(prompts), ids, label))
         if not prompts:
             raise UsageError("no rows to predict for.\nName data sets, for example  --data.test_datasets+=path/to/rows.jsonl")
         return cls(prompts)
@@ -74,7 +74,7 @@ class Prompts(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, number: int) -> Prompt:
+    def __getitem__(self, number: int) -> Question:
         return self.prompts[number]
 
 

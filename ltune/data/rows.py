@@ -1,4 +1,4 @@
-"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``, ``Mismatched``) and after it (``Sequence``)."""
+"""What a row is: before the tokenizer (``Text``, ``Chat``, ``Pair``, ``Rated``, ``Mismatched``, ``Prompt``) and after it (``Sequence``)."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
@@ -106,6 +106,16 @@ class Mismatched(Rated):
 
 
 @dataclass(frozen=True)
+class Prompt(Row):
+    """What the model in training is to answer itself. ``messages`` end where the assistant is to answer."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    label: str | None = None  # the row's own answer, if it has one
+    columns: dict[str, Any] = field(default_factory=dict)  # the record's other columns, for reward functions
+
+
+@dataclass(frozen=True)
 class Sequence:
     """A row, or one of the several that it becomes, in tokens. Both have the same length; ``labels[t]`` is token t or IGNORE, and
     ``labels[0]`` is always IGNORE. An extra is a number of the whole sequence, (), or one for each of its n trained tokens, (n,)."""
@@ -113,6 +123,7 @@ class Sequence:
     input_ids: Items[int] | np.ndarray
     labels: Items[int] | np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    note: bytes = b""  # JSON that stays with it: what a prompt's row says besides (``asked.py``)
 
     def __len__(self) -> int:
         return len(self.input_ids)

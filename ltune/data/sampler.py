@@ -50,6 +50,7 @@ class WindowSampler(Sampler[Window]):
         start: (epoch, window) that the first iteration begins with.
         micro_batches: Rows of each micro-batch, where they were packed by their tokens; each epoch takes them in another order. None:
             ``batch_size`` rows in the epoch's order.
+        repeats: How often each window comes, as a window of its own number each time.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class WindowSampler(Sampler[Window]):
         world_size: int,
         start: tuple[int, int] = (0, 0),
         micro_batches: list[tuple[int, ...]] | None = None,
+        repeats: int = 1,
     ) -> None:
         self.trained = trained
         self.seed = seed
@@ -72,19 +74,25 @@ class WindowSampler(Sampler[Window]):
         self.world_size = world_size
         self.next_start = start
         self.packed = micro_batches
+        self.repeats = repeats
 
     def __len__(self) -> int:
         """Windows, that is optimizer steps, in a whole epoch."""
         count = len(self.packed) if self.packed is not None else -(-len(self.trained) // self.batch_size)
-        return -(-count // (self.accumulate * self.world_size))
+        return -(-count // (self.accumulate * self.world_size)) * self.repeats
 
     def __iter__(self) -> Iterator[Window]:
         epoch, window = self.next_start
         self.next_start = (epoch + 1, 0)
         micro_batches = self.micro_batches(epoch)
-        size = self.accumulate * self.world_size
         for number in range(window, len(self)):
-            yield self.deal(micro_batches[number * size : (number + 1) * size], (epoch, number))
+            yield self.window(micro_batches, epoch, number)
+
+    def window(self, micro_batches: list[tuple[int, ...]], epoch: int, number: int) -> Window:
+        """One of an epoch's, of whose ``micro_batches``."""
+        size = self.accumulate * self.world_size
+        first = number // self.repeats * size
+        return self.deal(micro_batches[first : first + size], (epoch, number))
 
     def micro_batches(self, epoch: int) -> list[tuple[int, ...]]:
         """All micro-batches of an epoch, over all ranks, in their order."""

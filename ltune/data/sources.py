@@ -13,7 +13,9 @@ from ltune.errors import UsageError
 
 __all__ = ["QUICKSTART", "Dataset", "Record", "Source", "read", "read_file", "resolve", "sha256"]
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "assets" / "quickstart.jsonl"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+EMBEDDED = {name: ASSETS / f"{name}.jsonl" for name in ("quickstart", "quickstart_prompts")}
+QUICKSTART = EMBEDDED["quickstart"]
 
 
 @dataclass
@@ -89,8 +91,8 @@ def find(dataset: "str | Dataset", folder: str | Path) -> Source | Remote:
         return _registered(wanted, entry_of(wanted.name, registered[wanted.name], folder))
     if files := _found(wanted.name, folder):
         return _local(wanted, files)
-    if wanted.name == "quickstart":
-        return _local(wanted, (QUICKSTART,))
+    if wanted.name in EMBEDDED:
+        return _local(wanted, (EMBEDDED[wanted.name],))
     address = hub.parse(wanted.name)
     if address and (wanted.name.startswith("hf://") or Path(wanted.name).suffix not in (*KINDS, ".gz")):
         id, revision, path = address
@@ -99,7 +101,7 @@ def find(dataset: "str | Dataset", folder: str | Path) -> Source | Remote:
 
 
 def _unknown(name: str, folder: Path, registered: list[str]) -> UsageError:
-    guess = difflib.get_close_matches(name, [*registered, "quickstart"], 1)
+    guess = difflib.get_close_matches(name, [*registered, *EMBEDDED], 1)
     return UsageError(
         f"there is no data set {name}.\n"
         f"Looked for: an entry in {folder / FILE} ({len(registered)} there), a file or folder of that name.\n"

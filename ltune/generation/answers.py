@@ -25,6 +25,7 @@ class Answers:
         stop_ids: What ends an answer.
         pad_id: Fills up prompts of unequal length, for transformers' generate.
         batch_size: Prompts at once, for transformers' generate.
+        keep_stop: What ended an answer stays, as its last token.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Answers:
         stop_ids: set[int],
         pad_id: int,
         batch_size: int,
+        keep_stop: bool = False,
     ) -> None:
         self.model, self.decoder, self.sampling = model, decoder, sampling
-        self.stop_ids, self.pad_id, self.batch_size = stop_ids, pad_id, batch_size
+        self.stop_ids, self.pad_id, self.batch_size, self.keep_stop = stop_ids, pad_id, batch_size, keep_stop
         self.tokens = 0
         self.seconds = 0.0
 
@@ -46,25 +48,32 @@ class Answers:
 
         Args:
             prompts: Of any lengths, none empty.
-            seeds: Of each prompt; transformers' generate goes by torch's generator instead.
+            seeds: Of each prompt.
         """
         begin = time.monotonic()
         if self.decoder is not None:
-            answers = answer_all(self.decoder, prompts, self.sampling, stop_ids=self.stop_ids, seeds=seeds)
+            answers = answer_all(self.decoder, prompts, self.sampling, stop_ids=self.stop_ids, seeds=seeds, keep_stop=self.keep_stop)
         else:
-            answers = self._in_batches(prompts)
+            answers = self._in_batches(prompts, seeds)
         self.seconds += time.monotonic() - begin
         self.tokens += sum(map(len, answers))
         return answers
 
-    def _in_batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _in_batches(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[int]]:
         """Prompts of about the same length beside each other, so that little is padded."""
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
         answers: list[list[int]] = [[] for _ in prompts]
         for begin in range(0, len(order), self.batch_size):
             numbers = order[begin : begin + self.batch_size]
-            batch = [prompts[number] for number in numbers]
-            found = generate(self.model, batch, self.sampling, stop_ids=self.stop_ids, pad_id=self.pad_id)
+            found = generate(
+                self.model,
+                [prompts[number] for number in numbers],
+                self.sampling,
+                stop_ids=self.stop_ids,
+                pad_id=self.pad_id,
+                seeds=[seeds[number] for number in numbers],
+                keep_stop=self.keep_stop,
+            )
             for number, answer in zip(numbers, found, strict=True):
                 answers[number] = answer
         return answers

@@ -65,6 +65,7 @@ def answer_all(
     *,
     stop_ids: set[int],
     seeds: Sequence[Sequence[int]] | None = None,
+    keep_stop: bool = False,
 ) -> list[list[int]]:
     """The answers, in the order of the prompts: new ids only, each before its first stop id.
 
@@ -76,6 +77,7 @@ def answer_all(
         sampling: How tokens are chosen.
         stop_ids: What ends an answer.
         seeds: Of each prompt; None: drawn from torch's generator.
+        keep_stop: The stop id stays, as an answer's last.
     """
     if not prompts:
         return []
@@ -87,7 +89,7 @@ def answer_all(
     needs = [len(prompts[number]) + sampling.max_new_tokens for number in order[:ROWS]]
     try:
         tokens = decoder.open(sum(needs), needs[0], len(needs))
-        return Answering(decoder, prompts, sampling, stop_ids, seeds, _parts(needs, tokens)).all(order)
+        return Answering(decoder, prompts, sampling, stop_ids, seeds, _parts(needs, tokens), keep_stop).all(order)
     finally:
         decoder.close()
 
@@ -113,6 +115,7 @@ class Answering:
         stop_ids: As there.
         seeds: As there.
         starts: Where in the cache rows begin, one a slot.
+        keep_stop: As there.
     """
 
     def __init__(
@@ -123,9 +126,10 @@ class Answering:
         stop_ids: set[int],
         seeds: Sequence[Sequence[int]],
         starts: list[int],
+        keep_stop: bool = False,
     ) -> None:
         self.decoder, self.prompts, self.sampling, self.stop_ids, self.seeds = decoder, prompts, sampling, stop_ids, seeds
-        self.starts = starts
+        self.starts, self.keep_stop = starts, keep_stop
         self.free = list(range(len(starts)))[::-1]  # slots; the first prompts take them in order, as they were measured for them
         self.rows: list[Row] = []
         self.repeated = Repeated(len(starts), sampling.repetition_penalty) if sampling.repetition_penalty != 1 else None
@@ -190,7 +194,8 @@ class Answering:
         ended = []
         for row in self.rows:
             if row.answer[-1] in self.stop_ids:
-                row.answer.pop()
+                if not self.keep_stop:
+                    row.answer.pop()
             elif len(row.answer) < self.sampling.max_new_tokens:
                 continue
             ended.append(row)

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ltune.generation.choose import chosen, uniforms
 from ltune.generation.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -19,13 +21,29 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], sampling: Sampling, *, stop_ids: set[int], pad_id: int
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop_ids: set[int],
+    pad_id: int,
+    seeds: Sequence[Sequence[int]] | None = None,
+    keep_stop: bool = False,
 ) -> list[list[int]]:
     """Answers to a batch of prompts of any lengths.
 
     Each answer has its new ids only, at most sampling.max_new_tokens of them, and ends before the first stop id. A greedy
     answer is the one that the prompt would get alone (up to rounding: prompts are padded on the left and masked).
     The model's mode and its own generation defaults are as before afterwards.
+
+    Args:
+        model: Bare or wrapped by PEFT.
+        prompts: None empty.
+        sampling: How tokens are chosen.
+        stop_ids: What ends an answer.
+        pad_id: Fills up shorter prompts.
+        seeds: Of each prompt: its answer then depends on that, up to rounding, and not on the prompts beside it; None: torch's generator.
+        keep_stop: The stop id stays, as an answer's last.
     """
     if not prompts:
         return []
@@ -34,13 +52,33 @@ def generate(
     length = max(map(len, prompts))  # L
     input_ids = torch.tensor([[pad_id] * (length - len(prompt)) + list(prompt) for prompt in prompts])  # (B, L)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])  # (B, L)
+    drawn = [] if seeds is None or not sampling.temperature else [_Drawn(sampling, seeds)]
     with torch.inference_mode(), _ready(causal):
         output = causal.generate(  # (B, L + new); position ids are counted from the mask
             input_ids.to(causal.device),
             attention_mask=mask.to(causal.device),
-            generation_config=_generation_config(sampling, stop_ids, pad_id),
+            generation_config=_generation_config(replace(sampling, temperature=0.0) if drawn else sampling, stop_ids, pad_id),
+            logits_processor=drawn,
         )
-    return [_until_stop(row, stop_ids) for row in output[:, length:].tolist()]
+    return [_until_stop(row, stop_ids, keep_stop) for row in output[:, length:].tolist()]
+
+
+class _Drawn:
+    """For transformers' greedy search: the only token left is the one that the row's own random numbers draw.
+
+    Args:
+        sampling: How tokens are chosen.
+        seeds: Of each row.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
+        self.sampling, self.step = sampling, 0
+        self.numbers = [uniforms(seed, sampling.max_new_tokens) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        tokens = chosen(scores.float(), self.sampling, [row[self.step] for row in self.numbers])
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
 
 
 def stream(
@@ -139,6 +177,6 @@ def _generation_config(sampling: Sampling, stop_ids: set[int], pad_id: int) -> G
     )
 
 
-def _until_stop(ids: list[int], stop_ids: set[int]) -> list[int]:
+def _until_stop(ids: list[int], stop_ids: set[int], keep_stop: bool = False) -> list[int]:
     end = next((position for position, token in enumerate(ids) if token in stop_ids), len(ids))
-    return ids[:end]
+    return ids[: end + keep_stop]

@@ -6,15 +6,19 @@ from ltune.objectives.cpo import CPO
 from ltune.objectives.distill import Distill
 from ltune.objectives.dpo import DPO
 from ltune.objectives.eaft import EAFT
+from ltune.objectives.grpo import GRPO
 from ltune.objectives.kto import KTO
 from ltune.objectives.metrics import Mean
+from ltune.objectives.model_reward import ModelReward
 from ltune.objectives.orpo import ORPO
+from ltune.objectives.ppo import PPO
 from ltune.objectives.pretrain import Pretrain
 from ltune.objectives.reward import Reward, RewardModel
+from ltune.objectives.rloo import RLOO
 from ltune.objectives.sft import SFT
 from ltune.objectives.simpo import SimPO
 
 __all__ = [
-    "BCO", "CPO", "DPO", "EAFT", "KTO", "ORPO", "SFT", "Actor", "Distill", "Loss", "Mean", "Objective", "Pretrain", "Reward", "RewardModel",
-    "SimPO",
+    "BCO", "CPO", "DPO", "EAFT", "GRPO", "KTO", "ORPO", "PPO", "RLOO", "SFT", "Actor", "Distill", "Loss", "Mean", "ModelReward", "Objective",
+    "Pretrain", "Reward", "RewardModel", "SimPO",
 ]  # fmt: skip

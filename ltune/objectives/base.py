@@ -4,7 +4,7 @@ It refuses to know the optimizer, the trainer and the devices.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
+from ltune.generation.answers import Answers
 from ltune.models.quantize import Quantizer
 from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
@@ -44,6 +45,14 @@ class Actor:
     policy: Policy
     device: torch.device
     most_tokens: int | None = None  # of a batch; None: the step's micro-batches
+    step: int = 1  # the number of the optimizer step to come
+    run_seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    folder: Path | str | None = None  # of the run, where something is to be written there
+    answers: Callable[..., Answers] | None = None  # (sampling, at_once, keep_stop): what answers prompts
+    decode: Callable[[Sequence[int]], str] = str  # ids to text, without control tokens
+    gather: Callable[[Any], list[Any]] = lambda value: [value]  # of all ranks, in their order
     seed: Callable[[int], None] = lambda number: None  # makes what batch so-and-so draws (dropout) depend on its place in training alone
 
     def batches(self, step: Step) -> Iterator[Batch]:
@@ -52,11 +61,17 @@ class Actor:
             self.seed(number)
             yield batch.tensors().to(self.device, non_blocking=True)
 
+    def wait(self) -> None:
+        """Until the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 class Objective(ABC):
     """Base of the methods; the constructor holds the knobs, the call the data."""
 
     rows: ClassVar[type[Row]]  # what the data module must give
+    repeats: int = 1  # optimizer steps that a window's rows serve, one after the other
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch) -> Loss:
@@ -99,6 +114,10 @@ class Objective(ABC):
     def collect(self, step: Step, actor: Actor) -> Step:
         """What the loss is computed on in place of the step's rows as they are read: with extras, or other sequences. Called before each
         step's first micro-batch, and before each batch of validation, without gradient."""
+        return step
+
+    def longest(self, step: Step) -> Step:
+        """The most that ``collect`` may make of a step's rows; memory is tried on it before the first step."""
         return step
 
     def stepped(self, add_ranks: Callable[[Tensor], Tensor]) -> None:  # noqa: B027

@@ -38,16 +38,17 @@ class Policy:
         """Whether it is being trained just now, not validated."""
         return self.model.training
 
-    def token_losses(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    def token_losses(self, batch: Batch, *, smoothing: float = 0.0, temperature: float = 1.0) -> Tensor:
         """Minus the log-probability of each trained token: (N,) float32.
 
         Args:
             batch: The batch.
             smoothing: Share of each target that is spread over all tokens, as torch's ``label_smoothing``.
+            temperature: That logits are divided by.
         """
         if self.fast is not None and batch.flat:
-            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets, smoothing)
-        logits = self._logits(batch, batch.predict_at).float()
+            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets, smoothing, temperature)
+        logits = self._logits(batch, batch.predict_at).float() / temperature
         return F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=smoothing)
 
     def hidden(self, batch: Batch, at: Tensor | None = None) -> Tensor:
@@ -89,13 +90,13 @@ class Policy:
             return self.fast.logits_from(self.fast.hidden(*_places(batch), batch.predict_at))
         return self._logits(batch, batch.predict_at)
 
-    def losses_and_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses_and_hidden(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """``token_losses`` (N,) and ``hidden`` (N, H) by one pass."""
         if self.fast is not None and batch.flat:
             hidden = self.fast.hidden(*_places(batch), batch.predict_at)
-            return self.fast.losses_from(hidden, batch.targets), hidden
+            return self.fast.losses_from(hidden, batch.targets, temperature=temperature), hidden
         logits, hidden = self._logits_and_hidden(batch, batch.predict_at)
-        return F.cross_entropy(logits.float(), batch.targets, reduction="none"), hidden
+        return F.cross_entropy(logits.float() / temperature, batch.targets, reduction="none"), hidden
 
     @contextmanager
     def noise(self, batch: Batch, alpha: float) -> Iterator[None]:

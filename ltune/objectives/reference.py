@@ -43,8 +43,8 @@ class Reference(ABC):
         return []
 
     @abstractmethod
-    def compute(self, policy: Policy, batch: Batch) -> Tensor:
-        """Minus the log-probability of each trained token, (N,), without gradient."""
+    def compute(self, policy: Policy, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Minus the log-probability of each trained token, logits being divided by ``temperature``: (N,), without gradient."""
 
     def token_losses(self, policy: Policy, batch: Batch) -> Tensor:
         """The same, from the cache where there is one."""
@@ -83,10 +83,10 @@ class AdapterOff(Reference):
                 "Use  reference: {class_path: OtherModel}  or  model.adapter: LoRA"
             )
 
-    def compute(self, policy: Policy, batch: Batch) -> Tensor:
+    def compute(self, policy: Policy, batch: Batch, temperature: float = 1.0) -> Tensor:
         """One more pass, with the low-rank parts left out."""
         with policy.without_adapter():
-            return policy.token_losses(batch)
+            return policy.token_losses(batch, temperature=temperature)
 
 
 class OtherAdapter(Reference):
@@ -114,10 +114,10 @@ class OtherAdapter(Reference):
         except (ValueError, RuntimeError) as error:
             raise UsageError(f"objective.reference: {self.folder} does not fit this model.\n{str(error).splitlines()[0][:300]}") from error
 
-    def compute(self, policy: Policy, batch: Batch) -> Tensor:
+    def compute(self, policy: Policy, batch: Batch, temperature: float = 1.0) -> Tensor:
         """One more pass, with the other low-rank parts."""
         with policy.with_adapter(self.NAME):
-            return policy.token_losses(batch)
+            return policy.token_losses(batch, temperature=temperature)
 
 
 class OtherModel(Reference):
@@ -151,8 +151,8 @@ class OtherModel(Reference):
         """It."""
         return [Beside(self.model, self.revision, self.quantize)]
 
-    def compute(self, policy: Policy, batch: Batch) -> Tensor:
+    def compute(self, policy: Policy, batch: Batch, temperature: float = 1.0) -> Tensor:
         """A pass of the other model."""
         assert self.policy is not None, "extend comes first"
         with torch.no_grad():
-            return self.policy.token_losses(batch)
+            return self.policy.token_losses(batch, temperature=temperature)

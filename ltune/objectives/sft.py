@@ -50,7 +50,7 @@ class SFT(TokenLoss):
         if not policy.training:
             return Loss(self.mean(policy.token_losses(batch), batch), {})
         with policy.noise(batch, self.neftune_alpha):
-            losses = policy.token_losses(batch, self.label_smoothing)
+            losses = policy.token_losses(batch, smoothing=self.label_smoothing)
         if not self.dft:
             return Loss(self.mean(losses, batch), {})
         return Loss(self.mean(dynamic(losses), batch), {"cross_entropy": self.mean(losses.detach(), batch)})

@@ -76,6 +76,16 @@ def test_answers_are_in_the_order_of_the_prompts_whatever_fits(most, stop_ids):
     assert decoder.cells is None
 
 
+def test_the_stop_id_stays_if_asked_for():
+    asked, stop_ids = prompts(40), set(range(25))
+    kept = answer_all(Formula(200), asked, Sampling(max_new_tokens=9), stop_ids=stop_ids, keep_stop=True)
+    for prompt, answer in zip(asked, kept, strict=True):
+        before = by_hand(prompt, 9, stop_ids)
+        assert answer[: len(before)] == before
+        assert len(answer) == min(len(before) + 1, 9)
+        assert len(answer) == len(before) or answer[-1] in stop_ids
+
+
 def test_what_fits_goes_at_once_and_prompts_are_read_together():
     decoder = Formula(10**6)
     answer_all(decoder, prompts(40), Sampling(max_new_tokens=9), stop_ids=set())

@@ -159,6 +159,27 @@ def test_sampling_follows_the_seed_and_its_knobs(model):
     assert drawn(1, top_p=1e-6) == greedy
 
 
+def test_an_answer_with_a_seed_does_not_depend_on_the_prompts_beside_it(model):
+    def seeded(prompts, seeds, **knobs):
+        sampling = Sampling(max_new_tokens=12, temperature=1.2, **knobs)
+        return generate(model, prompts, sampling, stop_ids=set(), pad_id=0, seeds=seeds)
+
+    seeds = [(7, number) for number in range(len(PROMPTS))]
+    together = seeded(PROMPTS, seeds)
+    assert [seeded([prompt], [seed])[0] for prompt, seed in zip(PROMPTS, seeds, strict=True)] == together
+    assert seeded(PROMPTS, [(8, number) for number in range(len(PROMPTS))]) != together
+    assert seeded(PROMPTS, seeds, top_k=1) == answers(model, PROMPTS)
+    assert seeded(PROMPTS, seeds, repetition_penalty=100.0) != together
+
+
+def test_the_stop_id_stays_if_asked_for(model):
+    free = answers(model, PROMPTS)
+    stop = free[0][4]
+    kept = generate(model, PROMPTS, Sampling(max_new_tokens=12), stop_ids={stop}, pad_id=0, keep_stop=True)
+    assert kept == [answer[: answer.index(stop) + 1] if stop in answer else answer for answer in free]
+    assert kept[0][-1] == stop
+
+
 def test_top_k_is_off_unless_asked_for():
     """transformers' own default of 50 would leave half of this vocabulary out."""
     flat = tiny_llama()

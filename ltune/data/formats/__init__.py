@@ -1,4 +1,5 @@
-"""From a record, as a file has it, to a row: alpaca, sharegpt, openai, completion (prompt and completion), text; pairs, rated answers.
+"""From a record, as a file has it, to a row: alpaca, sharegpt, openai, completion (prompt and completion), text; pairs, rated answers,
+prompts.
 
 ``columns`` and ``tags`` are LLaMA-Factory's: ``columns`` says which column plays which part, and where it is given it says all
 (a column that it does not name is not read); ``tags`` says how the messages of a conversation are written.
@@ -13,9 +14,10 @@ from ltune.data.formats.conversations import answers_of, asked_and_said, parts_o
 from ltune.data.formats.detect import FORMATS, detect, pairs_for_others
 from ltune.data.formats.messages import ordered
 from ltune.data.formats.preference import pair, rated
+from ltune.data.formats.prompt import prompt
 from ltune.data.formats.values import Columns, Names, content, listed, required
 from ltune.data.read import BadRows, Record, read
-from ltune.data.rows import BadRow, Chat, Pair, Rated, Row, Text
+from ltune.data.rows import BadRow, Chat, Pair, Prompt, Rated, Row, Text
 from ltune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "detect", "rows_of", "settled", "to_row"]
 
 ANSWER, ANY = ("assistant", "calls"), ("assistant", "calls", "user", "tool")
+TRAINED_ON = {Chat: "conversations", Prompt: "prompts"}
 LOOK = 100  # rows that may be bad before the one that tells the format
 
 
@@ -36,7 +39,7 @@ def to_row(place: str, record: Any, format: str | None, columns: Names, tags: Na
         format: One of FORMATS, or None.
         columns: prompt, query, response, history, messages, system, tools, chosen, rejected, kto_tag: the column that plays this part.
         tags: role_tag, content_tag, user_tag, assistant_tag, observation_tag, function_tag, system_tag.
-        rows: What the objective trains on: Chat, Text, Pair or Rated.
+        rows: What the objective trains on: Chat, Text, Pair, Rated or Prompt.
         answered: Whether a conversation must end with an answer.
 
     Raises:
@@ -52,7 +55,7 @@ def to_row(place: str, record: Any, format: str | None, columns: Names, tags: Na
         return _text(place, record, found, columns)
     if found == "text":
         raise UsageError(
-            f"{place}: the data set has plain text, the objective trains on {'conversations' if issubclass(rows, Chat) else 'answers'}.\n"
+            f"{place}: the data set has plain text, the objective trains on {TRAINED_ON.get(rows, 'answers')}.\n"
             "Use  --model.objective Pretrain , or a data set of conversations."
         )
     refuse_media(place, record, columns)
@@ -60,6 +63,8 @@ def to_row(place: str, record: Any, format: str | None, columns: Names, tags: Na
         return pair(place, record, found, columns, tags)
     if issubclass(rows, Rated):
         return rated(place, record, found, columns, tags)
+    if issubclass(rows, Prompt):
+        return prompt(place, record, found, columns, tags)
     assert issubclass(rows, Chat), rows
     return _chat(place, record, found, columns, tags, answered)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ltune.data.formats.messages import written_as
 from ltune.data.formats.values import NEEDS, Columns, Names, listed
-from ltune.data.rows import BadRow, Pair, Row, Text
+from ltune.data.rows import BadRow, Pair, Prompt, Row, Text
 from ltune.errors import UsageError
 
 FORMATS = ("alpaca", "sharegpt", "openai", "completion", "text")
@@ -35,6 +35,8 @@ def detect(place: str, record: Columns, columns: Names, tags: Names, rows: type[
         return next(iter(fitting.values()))
     if issubclass(rows, Pair) and "chosen" in record:
         return "completion"
+    if issubclass(rows, Prompt) and "prompt" in record:
+        return "completion"
     if "text" in record:
         return "text"
     if "chosen" in record and "rejected" in record:
@@ -50,7 +52,7 @@ def _by_parts(record: Columns, columns: dict[str, str], tags: Names, rows: type[
     prompt: Any = record.get(columns.get("prompt", ""))
     if isinstance(prompt, list) or ("prompt" not in columns and "chosen" in columns):
         return "completion"
-    return "alpaca" if {"response", "chosen", "kto_tag"} & columns.keys() else "text"
+    return "alpaca" if {"response", "chosen", "kto_tag"} & columns.keys() or issubclass(rows, Prompt) else "text"
 
 
 def _written_as(record: Columns, name: str, tags: Names) -> str | None:

@@ -94,6 +94,7 @@ class FastModel:
         predict_at: Tensor,
         targets: Tensor,
         smoothing: float = 0.0,
+        temperature: float = 1.0,
     ) -> Tensor:
         """The cross-entropy at each trained position, (N,) float32.
 
@@ -105,10 +106,11 @@ class FastModel:
             predict_at: (N,): the positions before trained tokens.
             targets: (N,): the trained tokens.
             smoothing: Share of each target that is spread over all tokens.
+            temperature: That logits are divided by.
         """
         with torch.autocast(input_ids.device.type, enabled=False):
             hidden = self.hidden(input_ids, position_ids, starts, longest, predict_at)
-            return self.losses_from(hidden, targets, smoothing)
+            return self.losses_from(hidden, targets, smoothing, temperature)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, at: Tensor) -> Tensor:
         """What the head reads at the positions ``at``, (N,): (N, H)."""
@@ -118,10 +120,11 @@ class FastModel:
                 return x[:0]
             return NormStep.apply(x, self.norm.weight, self.norm, at)
 
-    def losses_from(self, hidden: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    def losses_from(self, hidden: Tensor, targets: Tensor, smoothing: float = 0.0, temperature: float = 1.0) -> Tensor:
         """The cross-entropy of the targets (N,) under the head's reading of (N, H): (N,) float32."""
         if not len(targets):
             return hidden.float().sum(-1)
+        hidden = hidden if temperature == 1 else hidden / temperature  # the head has no bias
         return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, torch.is_grad_enabled(), smoothing)
 
     def logits_from(self, hidden: Tensor) -> Tensor:
