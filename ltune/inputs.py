@@ -1,8 +1,8 @@
 """What a command will read, looked at before anything heavy is imported: the template that is a file, the files of rows.
 
 All that is found here would be found later too, in the same words. Where the options cannot be told from the command line and its files
-alone, it is left for later. What a row's columns and roles say is looked at for a second, which is some hundred thousand rows; what is
-malformed is found in all of them.
+alone, it is left for later. What is malformed is found in all rows; what their columns and roles say is looked at for a moment, which is
+some ten thousand rows.
 """
 
 import os
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {  # of ChatData, whose module imports torch; a test 
 }
 TEXTS = ("folder", "bad_rows", "cache", "template", "reasoning")
 WHOLE = (int, type(None))
-LONG = 1.0  # seconds that are spent on what rows mean
+LONG = 0.3  # seconds that are spent on what rows mean
 
 
 def look(command: str, arguments: list[str]) -> None:
@@ -76,9 +76,10 @@ def look_at_rows(datasets: list, data: dict[str, Any], objective: str | None) ->
             if isinstance(found, Source):
                 sources.append((found, data["max_rows"] if found.max_rows is None else found.max_rows))
     kinds: dict[str | None, type[Row]] = {"SFT": Chat, "Pretrain": Text}
+    memory = hashes_in(cache_folder(data["cache"]))
     if objective in kinds:
-        look_at_meaning(sources, kinds[objective], hashes_in(cache_folder(data["cache"])))
-    scan(sources, hashes_in(cache_folder(data["cache"])))
+        look_at_meaning(sources, kinds[objective], memory)
+    scan(sources, memory)
 
 
 def look_at_meaning(sources: list, rows: Any, memory: Path) -> None:
