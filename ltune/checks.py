@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
 from ltune.errors import UsageError
+from ltune.models.outline import outline
 
 
 def check(config: dict[str, Any], command: str) -> None:
@@ -24,6 +25,7 @@ def check(config: dict[str, Any], command: str) -> None:
     if command == "fit":
         problems += [problem for rule in FIT_RULES for problem in rule(model, data, trainer)]
         problems += run_folder_can_be_made(Path(config["run"]))
+        problems += [] if problems else model_has_what_is_named(config)
     elif command == "validate":
         problems += validation_rows_are_named(data)
     if problems:
@@ -191,6 +193,39 @@ def run_folder_can_be_made(run: Path) -> list[str]:
     return []
 
 
+def model_has_what_is_named(config: dict) -> list[str]:
+    """Layers and modules that the adapter names, before rows are read and weights load; on the meta device, so it takes a second."""
+    model, options = config["model"], init_args(config["model"]["adapter"])
+    if options.get("init") or not any(options.get(name, "all") not in ("all", None) for name in ("targets", "modules_to_save", "modules")):
+        return []
+    module, _, name = model["adapter"]["class_path"].rpartition(".")
+    adapter = getattr(importlib.import_module(module), name)(**options)
+    where = {"revision": model["revision"], "trust_remote_code": model["trust_remote_code"]}
+    try:
+        outline(model["model"], dtype=torch.float32, quantize=None, adapter=adapter, **where)
+    except UsageError as error:  # what else is wrong is said when it is loaded
+        return [f"model.{error}".replace("\n", " ")] if str(error).startswith("adapter") else []
+    return []
+
+
+def attention_is_known(model: dict, data: dict, trainer: dict) -> list[str]:
+    from transformers import AttentionInterface
+
+    asked, known = model.get("attention"), ["eager", *AttentionInterface().valid_keys()]
+    if asked is None or asked in known or "/" in asked:  # with a slash: a kernel of the hub
+        return []
+    near = difflib.get_close_matches(asked, known, n=1)
+    return [f"model.attention: {asked} is not known" + (f'; did you mean "{near[0]}"?' if near else "; use null, sdpa or eager")]
+
+
+def folder_is_there(model: dict, data: dict, trainer: dict) -> list[str]:
+    """Data sets that come from elsewhere would hide that it is not."""
+    folder = Path(data.get("folder") or "data").expanduser()
+    if str(folder) == "data" or folder.is_dir():  # the default need not be there
+        return []
+    return [f"data.folder: there is no folder {folder}; it holds dataset_info.json and the files it names"]
+
+
 def validation_rows_are_named(data: dict) -> list[str]:
     if not data["val_size"] and not data["val_datasets"]:
         return ["there is nothing to validate on: data.val_size is 0 and data.val_datasets is empty; set one"]
@@ -200,7 +235,7 @@ def validation_rows_are_named(data: dict) -> list[str]:
 RULES = [
     quantized_weights_cannot_train, pissa_needs_exact_weights, adapter_to_continue_is_there, lora_plus_needs_lora, numbers_make_sense,
     one_way_to_validate, packing_needs_flat_rows,
-    device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options,
+    device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options, attention_is_known, folder_is_there,
 ]  # fmt: skip
 FIT_RULES = [windows_are_ours, something_to_train_on, training_ends]
 

@@ -9,6 +9,7 @@ import yaml
 
 from ltune import schema
 from ltune.errors import UsageError
+from ltune.ranges import out_of_range
 from ltune.signatures import Class, NoSuchClass, find
 from ltune.suggestions import did_you_mean, unknown
 
@@ -214,6 +215,8 @@ def check_plain(node: yaml.Node, path: str, annotation: str) -> Iterator[Problem
         literals = sorted(value for value in allowed if isinstance(value, str))
         hint = did_you_mean(node.value, literals) if literals else f"wants {wanted(allowed)}, got {shown(node)}"
         yield line_of(node), f"{path}: {hint}"
+    elif problem := out_of_range(path, node.value):
+        yield line_of(node), problem
 
 
 def wanted(allowed: set) -> str:

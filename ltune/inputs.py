@@ -1,10 +1,12 @@
 """What a command will read, looked at before anything heavy is imported: the template that is a file, the files of rows.
 
 All that is found here would be found later too, in the same words. Where the options cannot be told from the command line and its files
-alone, it is left for later. It refuses to know what a row means.
+alone, it is left for later. What is malformed is found in all rows; what their columns and roles say is looked at for a moment, which is
+some ten thousand rows.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -29,6 +31,7 @@ DEFAULTS: dict[str, Any] = {  # of ChatData, whose module imports torch; a test 
 }
 TEXTS = ("folder", "bad_rows", "cache", "template", "reasoning")
 WHOLE = (int, type(None))
+LONG = 0.3  # seconds that are spent on what rows mean
 
 
 def look(command: str, arguments: list[str]) -> None:
@@ -47,7 +50,7 @@ def look(command: str, arguments: list[str]) -> None:
 
         try_out(data["template"], data["reasoning"])
     if data["bad_rows"] == "error":
-        look_at_rows(read_by(command, data), data)
+        look_at_rows(read_by(command, data), data, objective(arguments) if command == "fit" else None)
 
 
 def read_by(command: str, data: dict[str, Any]) -> list:
@@ -59,9 +62,10 @@ def read_by(command: str, data: dict[str, Any]) -> list:
     return data["val_datasets" if command == "validate" else "test_datasets"] or data["datasets"]
 
 
-def look_at_rows(datasets: list, data: dict[str, Any]) -> None:
+def look_at_rows(datasets: list, data: dict[str, Any], objective: str | None) -> None:
     """Look at the files of these data sets that are on this machine."""
     from ltune.data.prepared import cache_folder, hashes_in
+    from ltune.data.rows import Chat, Row, Text
     from ltune.data.scan import scan
     from ltune.data.sources import Dataset, Source, find
 
@@ -71,7 +75,26 @@ def look_at_rows(datasets: list, data: dict[str, Any]) -> None:
             found = find(Dataset(**item) if isinstance(item, dict) else item, data["folder"])
             if isinstance(found, Source):
                 sources.append((found, data["max_rows"] if found.max_rows is None else found.max_rows))
-    scan(sources, hashes_in(cache_folder(data["cache"])))
+    kinds: dict[str | None, type[Row]] = {"SFT": Chat, "Pretrain": Text}
+    memory = hashes_in(cache_folder(data["cache"]))
+    if objective in kinds:
+        look_at_meaning(sources, kinds[objective], memory)
+    scan(sources, memory)
+
+
+def look_at_meaning(sources: list, rows: Any, memory: Path) -> None:
+    """Make rows of the records as long as that is quick, unless the files were read before."""
+    from ltune.data.contents import is_known
+    from ltune.data.formats import rows_of
+
+    end = time.monotonic() + LONG
+    for source, limit in sources:
+        with suppress(OSError):  # the reader says what is wrong with such a file
+            if source.num_samples is not None or all(is_known(file, memory) for file in source.files):
+                continue
+            for _ in rows_of(source, rows, limit=limit):
+                if time.monotonic() > end:
+                    return
 
 
 # -- the options ----------------------------------------------------------------------------------------------------------------------
@@ -94,6 +117,21 @@ def data_options(arguments: list[str]) -> dict[str, Any] | None:
                 value = _value(text)
                 found[name] = [*found[name], *(value if isinstance(value, list) else [value])] if adds else value
     return found if all(_is_plain(found)) else None
+
+
+def objective(arguments: list[str]) -> str | None:
+    """The short name of the objective's class; None where that cannot be told."""
+    found: Any = "SFT"
+    for option, text in options(arguments):
+        if option in ("c", "config"):
+            read = _value(Path(text or "").read_text(encoding="utf-8-sig")) or {}
+            found = (read.get("model") or {}).get("objective", found)
+        elif option == "model" or option.startswith("model.objective."):
+            return None
+        elif option == "model.objective":
+            found = _value(text)
+    named = found.get("class_path") if isinstance(found, dict) else found
+    return named.rpartition(".")[2] if isinstance(named, str) else None
 
 
 def _value(text: str | None) -> Any:

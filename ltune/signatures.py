@@ -66,7 +66,8 @@ def find(dotted: str, depth: int = 8) -> Class | None:
         return find(known.imported[name], depth - 1)
     if name in known.others or not known.complete or module_file(dotted):
         return None
-    near = difflib.get_close_matches(name, [*known.classes, *(other for other in known.imported if other[0].isupper())], n=1)
+    names = [*known.classes, *(other for other in known.imported if other[0].isupper())]
+    near = [other for other in names if other.lower() == name.lower()] or difflib.get_close_matches(name, names, n=1)
     raise NoSuchClass(f"{module} has no {name}" + (f'; did you mean "{module}.{near[0]}"?' if near else ""))
 
 

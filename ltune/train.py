@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ltune.callbacks.checkpoint import Checkpoints
 from ltune.callbacks.learning_rate import LearningRate
@@ -148,7 +149,10 @@ class TrainCLI(LightningCLI):
                 loggers.append(TensorBoard(str(run)))
         # Lightning's batch is a whole step's rows, which the module divides; data.accumulate has the number
         kwargs |= {"logger": loggers or False, "plugins": plugins, "default_root_dir": str(run), "accumulate_grad_batches": 1}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise UsageError(f"trainer: {' '.join(str(error).split())[:400]}") from error
 
     # -- commands -------------------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from ltune import schema
 from ltune.configuration import check_file, check_value, entries, is_null, line_of, read_file
 from ltune.data.template_files import from_path, named
 from ltune.errors import UsageError
+from ltune.ranges import out_of_range
 from ltune.suggestions import unknown
 
 _files: list[Path] = []  # the configuration files of this command, for ``explain``
@@ -79,7 +80,9 @@ def check_option(name: str, value: str | None) -> Iterator[str]:
         except yaml.YAMLError:
             return  # plain text, such as a system prompt; LightningCLI has the last word
         text = str in (schema.allowed(annotation) or ())  # then what looks like a mapping is text all the same
-        if node is not None and not text:
+        if text and (problem := out_of_range(name, value)):
+            yield problem.removeprefix(f"{name} ")
+        elif node is not None and not text:
             yield from (problem.removeprefix(f"{name}: ").removeprefix(f"{name} ") for _, problem in check_value(node, name, annotation))
 
 
@@ -186,6 +189,8 @@ def explain(message: str) -> str:
     given = re.search(r"Given value: (.+)", message)
     if wanted and not said:
         said.append(f"wants {' or '.join(wanted)}" + (f", got {given.group(1)}" if given else ""))
+    if refused := re.fullmatch(r"Option '(\w+)' is not accepted", said[0] if said else ""):
+        said = [unknown(refused.group(1), "", list(schema.everywhere()))]
     kept = [line if len(line) <= 240 else line[:237] + "..." for line in said[:4]] or [message.strip()[:240]]
     place = locate(key) if key else None
     if key and not (place or "").endswith(key) and key not in kept[0]:

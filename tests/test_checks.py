@@ -29,6 +29,7 @@ SOUND: dict = {
 }  # fmt: skip
 FULL = {"class_path": "ltune.models.adapters.Full", "init_args": {}}
 FREEZE = {"class_path": "ltune.models.adapters.Freeze", "init_args": {}}
+NO_SUCH_LAYER = {"class_path": "ltune.models.adapters.LoRA", "init_args": {"targets": ["v_proj", "q_projj"]}}
 PISSA = {"class_path": "ltune.models.adapters.LoRA", "init_args": {"pissa": True}}
 
 
@@ -74,6 +75,13 @@ def test_a_sound_configuration_passes():
         (
             {"model__optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": -1.0}}},
             ["model.optimizer", "Invalid learning rate: -1.0"],
+        ),
+        ({"model__attention": "flash"}, ["model.attention: flash is not known", "null, sdpa or eager"]),
+        ({"model__attention": "sdpaa"}, ['model.attention: sdpaa is not known; did you mean "sdpa"?']),
+        ({"data__folder": "no/such"}, ["data.folder: there is no folder no/such", "dataset_info.json"]),
+        (
+            {"model__model": "tiny", "model__revision": None, "model__trust_remote_code": None, "model__adapter": NO_SUCH_LAYER},
+            ["model.adapter.targets: the model has no module q_projj.", "q_proj"],
         ),
         ({"data__batch_size": 0}, ["data.batch_size is at least 1, got 0"]),
         ({"data__max_length": 1}, ["data.max_length is at least 2, got 1"]),

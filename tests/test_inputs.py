@@ -135,3 +135,29 @@ def test_nothing_heavy_is_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+ROLES = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+SHUFFLED = '{"messages": [{"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("objective", "content", "said"),
+    [
+        ([], ROLES * 3000 + SHUFFLED, "rows.jsonl:3001: the roles must be user, assistant"),
+        (["--model.objective", "ltune.objectives.SFT"], ROLES + SHUFFLED, "rows.jsonl:2: the roles"),
+        (["--model.objective", "Pretrain"], '{"text": "a"}\n{"text": 5}\n', "rows.jsonl:2: text must be text; got 5"),
+        (["--model.objective", "Mine"], ROLES + SHUFFLED, None),
+        ([], ROLES * 3, None),
+    ],
+)
+def test_what_rows_mean_is_looked_at_as_early_where_the_kind_is_known(objective, content, said):
+    with open("rows.jsonl", "w") as file:
+        file.write(content)
+    arguments = ["--data.datasets", "[rows.jsonl]", *objective]
+    if said is None:
+        look("fit", arguments)
+    else:
+        with pytest.raises(UsageError) as error:
+            look("fit", arguments)
+        assert str(error.value).startswith(said)

@@ -119,7 +119,9 @@ class Template:
             raise UsageError(f"the chat template {self.name} is stopped: {error}.\nChoose another one:  --data.template") from error
         except Exception as error:  # whatever its code does wrong
             shown = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UsageError(f"the chat template {self.name} cannot render this conversation: {shown}") from error
+            with_tools = tools or any(message.role == "tool" or message.tool_calls for message in messages)
+            hint = "\nFor rows with tools choose one that knows them, for example  --data.template qwen" if with_tools else ""
+            raise UsageError(f"the chat template {self.name} cannot render this conversation: {shown}{hint}") from error
 
     @cached_property
     def marked(self) -> bool:
@@ -165,9 +167,9 @@ class Template:
     def _check_complete(self, text: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
         """Some templates leave out what they know nothing of, without a word."""
         missing = None
-        if messages and messages[0].role == "system" and messages[0].content.strip() not in text:
-            missing = "the system text"
         for message in messages:
+            if (content := message.content.strip()) not in text and not _said(content, text):
+                missing = "the system text" if message.role == "system" else f"what the {message.role} says"
             if message.reasoning and message.reasoning.strip() not in text:
                 missing = "the reasoning of an answer"
             if message.tool_calls and not all(_said(call.name, text) for call in message.tool_calls):

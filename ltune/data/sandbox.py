@@ -10,6 +10,7 @@ import re
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache, lru_cache
@@ -27,6 +28,7 @@ from jinja2.utils import Namespace
 
 SECONDS = 1.0  # of processor time, for one conversation
 MEMORY = 1 << 30  # bytes that rendering one may take
+FRESH = 0.1  # seconds that the process's size is believed to stay what it is
 LONGEST = 100_000_000  # characters that one may come to
 # Templates that write today's date write this one, which Llama 3.1 falls back on: a row must be the same tomorrow
 TODAY = datetime(2024, 7, 26)
@@ -205,7 +207,7 @@ def limited(work: Callable[[], Result]) -> Result:
         except MemoryError:
             before = _room()
         # The process may have grown by itself since it was last measured
-        _room.cache_clear()
+        _measured.cache_clear()
         if _room() <= before:
             raise MemoryError
         return _below(_ceiling(soft, hard), soft, hard, work)
@@ -238,9 +240,16 @@ def _ring(signum: int, frame: FrameType | None) -> None:
     raise _Alarm
 
 
-@cache
 def _room() -> int:
-    """Bytes of address space that this process may come to while it renders."""
+    """Bytes of address space that this process may come to while it renders; as it was measured not long ago.
+
+    A stale figure would be worse than none: below what the process has taken by now, even its stack could not grow.
+    """
+    return _measured(int(time.monotonic() / FRESH))
+
+
+@lru_cache(maxsize=1)
+def _measured(moment: int) -> int:
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY

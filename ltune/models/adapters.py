@@ -87,6 +87,10 @@ class LoRA(Adapter):
     ) -> None:
         if rank < 1 or not 0 <= dropout < 1:
             raise UsageError(f"adapter: rank is at least 1 and dropout in [0, 1), got rank {rank}, dropout {dropout}")
+        if not 0 < alpha < float("inf"):
+            raise UsageError(f"adapter: alpha scales what the adapter adds and is above 0, got {alpha}")
+        if not targets:
+            raise UsageError("adapter: targets is empty, so nothing would be trained; write  targets: all  or names of layers")
         if dtype not in DTYPES:
             raise UsageError(f"adapter: dtype is float32 or bfloat16, got {dtype!r}")
         if pissa and (dora or init):  # with dora, the result would not fit the unchanged base model; with init, there is nothing to start

@@ -125,6 +125,21 @@ def test_the_date_is_fixed():
     assert render("{{ strftime_now('%d %B %Y, %A') }}") == "26 July 2024, Friday"
 
 
+def test_the_ceiling_is_above_what_the_process_has_taken_since():
+    """torch and CUDA take many GiB of address space between a template's first look and its use; below that, not even the stack grows."""
+    code = """if True:
+        import mmap, resource, time
+        from ltune.data.sandbox import FRESH, MEMORY, limited
+        limited(lambda: None)
+        more = mmap.mmap(-1, 3 * MEMORY)
+        time.sleep(FRESH)
+        ceiling = limited(lambda: resource.getrlimit(resource.RLIMIT_AS)[0])
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        print(ceiling > size)
+    """
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
 def test_it_imports_nothing_heavy():
     code = "import sys, ltune.data.templates; print(sorted({'torch', 'transformers', 'lightning', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

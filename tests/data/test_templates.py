@@ -231,7 +231,7 @@ def test_marks_in_the_wrong_place_are_refused(tmp_path, tokenizer):
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{% include '/etc/passwd' %}", "no loader"),
         ("{% for m in messages %}", "Unexpected end of template"),
-        ("the same whatever is said", "does not preserve prefixes|answers do not show"),
+        ("the same whatever is said", "does not preserve prefixes|answers do not show|leaves out what the"),
     ],
 )
 def test_templates_that_cannot_be_trusted_are_refused(tmp_path, tokenizer, own, source, said):
@@ -385,3 +385,22 @@ def test_what_a_template_leaves_out_is_said(own, tokenizer):
         template.render(messages(CASES["single"]), tools=TOOLS)
     with pytest.raises(UsageError, match="leaves out a tool call"):
         template.render(CALLING[1:])
+
+
+@pytest.mark.parametrize(
+    ("role", "source"),
+    [
+        ("user", PLAIN.replace("m.content", "m.content[:4] if m.role == 'user' else m.content")),
+        ("assistant", MARKED.replace("m.content }}|", "m.content[:1] }}|")),
+        ("tool", PLAIN.replace("m.content", "'' if m.role == 'tool' else m.content")),
+    ],
+)
+def test_a_template_that_leaves_out_what_somebody_says_is_refused(own, role, source):
+    said = [Message("user", "a long one"), Message("assistant", "an answer"), Message("tool", "result"), Message("assistant", "done it")]
+    with pytest.raises(UsageError, match=f"leaves out what the {role} says"):
+        load_template(None, own(source)).render(said)
+
+
+def test_rows_with_tools_are_told_of_a_template_that_knows_them(tokenizer):
+    with pytest.raises(UsageError, match="not tool\nFor rows with tools choose one that knows them, for example  --data.template qwen"):
+        load_template(None, tokenizer).render(CALLING)

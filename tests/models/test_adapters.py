@@ -87,7 +87,17 @@ def test_a_name_that_fits_nothing_is_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"rank": 0}, {"dropout": 1.0}, {"dtype": "float16"}, {"pissa": True, "dora": True}, {"pissa": True, "init": "x"}], ids=str
+    "options",
+    [
+        {"rank": 0},
+        {"alpha": 0},
+        {"targets": []},
+        {"dropout": 1.0},
+        {"dtype": "float16"},
+        {"pissa": True, "dora": True},
+        {"pissa": True, "init": "x"},
+    ],
+    ids=str,
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

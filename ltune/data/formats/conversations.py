@@ -21,6 +21,7 @@ PARTS = {  # which column plays which part where the data set does not say
     "completion": {"prompt": "prompt", "response": "completion", "tools": "tools", "chosen": "chosen", "rejected": "rejected"},
 }  # fmt: skip
 MEDIA = ("images", "videos", "audios")
+SINGLE_MEDIA = ("image", "video", "audio")  # as other tools name such columns
 
 
 def parts_of(format: str, columns: Names) -> dict[str, str]:
@@ -118,7 +119,7 @@ def tools_of(place: str, format: str, columns: Names, record: Columns) -> tuple[
 
 def refuse_media(place: str, record: Columns, columns: Names) -> None:
     """Pictures and the like: what the text says about them could not be learned from the text."""
-    for part in MEDIA:
+    for part in MEDIA if columns else (*MEDIA, *SINGLE_MEDIA):
         column = columns.get(part) if columns else part
         if column and record.get(column):
             raise BadRow(place, f"the row brings {part} (column {column}); the model reads text only.\nRemove such rows.")

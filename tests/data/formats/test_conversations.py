@@ -58,10 +58,11 @@ def test_two_formats_are_one_too_many(record, words):
 
 
 def test_pictures_are_refused_where_a_row_has_some():
-    for part in ("images", "videos", "audios"):
+    for part in ("images", "videos", "audios", "image", "video", "audio"):
         assert said({"instruction": "hi", "output": "Hello!", part: []}) == EXPECTED
         with pytest.raises(BadRow, match=f"brings {part}"):
             said({"instruction": "hi", "output": "Hello!", part: ["a"]})
+    for part in ("images", "videos", "audios"):
         with pytest.raises(BadRow, match=rf"brings {part} \(column pics\)"):
             said(
                 {"instruction": "hi", "output": "Hello!", "pics": ["a"]},
