@@ -19,6 +19,6 @@ from ltune.objectives.sft import SFT
 from ltune.objectives.simpo import SimPO
 
 __all__ = [
-    "BCO", "CPO", "DPO", "EAFT", "GRPO", "KTO", "ORPO", "PPO", "RLOO", "SFT", "Actor", "Distill", "Loss", "Mean", "ModelReward", "Objective",
-    "Pretrain", "Reward", "RewardModel", "SimPO",
+    "BCO", "CPO", "DPO", "EAFT", "GRPO", "KTO", "ORPO", "PPO", "RLOO", "SFT", "Actor", "Distill", "Loss", "Mean", "ModelReward",
+    "Objective", "Pretrain", "Reward", "RewardModel", "SimPO",
 ]  # fmt: skip
