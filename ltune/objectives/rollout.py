@@ -100,7 +100,7 @@ def made_of(prompts: Items[Items[int]], answers: Items[Items[int]], rows: Items[
     )
 
 
-def step_of(rollout: Rollout, numbers: Items[int], like: Step, size: int, window: tuple[int, int]) -> Step:
+def step_of(rollout: Rollout, numbers: Items[int], like: Step, size: int, window: tuple[float, int]) -> Step:
     """Some of the answers as a step's rows, this rank's.
 
     Args:
