@@ -53,26 +53,28 @@ def look(command: str, arguments: list[str]) -> None:
         look_at_rows(read_by(command, data), data, objective(arguments) if command == "fit" else None)
 
 
-def read_by(command: str, data: dict[str, Any]) -> list:
-    """The data sets that the command reads."""
-    if command == "fit":
-        return [*data["datasets"], *data["val_datasets"]]
-    if command == "test":
-        return data["test_datasets"]
-    return data["val_datasets" if command == "validate" else "test_datasets"] or data["datasets"]
+def read_by(command: str, data: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(option, data set) of what the command reads."""
+    asked = {"fit": ["datasets", "val_datasets"], "validate": ["val_datasets"]}.get(command, ["test_datasets"])
+    if command in ("validate", "predict") and not data[asked[0]]:
+        asked = ["datasets"]
+    return [(option, item) for option in asked for item in data[option]]
 
 
-def look_at_rows(datasets: list, data: dict[str, Any], objective: str | None) -> None:
-    """Look at the files of these data sets that are on this machine."""
+def look_at_rows(datasets: list[tuple[str, Any]], data: dict[str, Any], objective: str | None) -> None:
+    """Look at the files of these data sets that are on this machine; one that is nowhere is refused."""
     from ltune.data.prepared import cache_folder, hashes_in
     from ltune.data.rows import Chat, Row, Text
     from ltune.data.scan import scan
     from ltune.data.sources import Dataset, Source, find
 
     sources: list[tuple[Source, int | None]] = []
-    for item in datasets:
-        with suppress(UsageError, OSError):  # said later, with what else is wrong
-            found = find(Dataset(**item) if isinstance(item, dict) else item, data["folder"])
+    for option, item in datasets:
+        with suppress(OSError):  # said later
+            try:
+                found = find(Dataset(**item) if isinstance(item, dict) else item, data["folder"])
+            except UsageError as error:
+                raise UsageError(f"data.{option}: {error}") from error
             if isinstance(found, Source):
                 sources.append((found, data["max_rows"] if found.max_rows is None else found.max_rows))
     kinds: dict[str | None, type[Row]] = {"SFT": Chat, "Pretrain": Text}

@@ -60,9 +60,8 @@ def test_defaults_are_those_of_the_data_module():
         ("fit", {"datasets": ["bad.jsonl"], "max_rows": 1}, False),
         ("fit", {"datasets": ["bad.jsonl"], "max_rows": 2}, True),
         ("fit", {"datasets": [{"name": "bad.jsonl", "max_rows": 1}], "max_rows": 2}, False),
-        ("fit", {"datasets": [{"name": "mine", "files": ["good.jsonl", "*.jsonl"]}]}, False),  # a file twice; said later
         ("fit", {"datasets": [{"name": "mine", "files": ["b*.jsonl"]}]}, True),
-        ("fit", {"datasets": ["nowhere.jsonl", "owner/name", "hf://nonsense", "bad.jsonl"]}, True),
+        ("fit", {"datasets": ["owner/name", "bad.jsonl"]}, True),
         ("fit", {"datasets": ["registered"], "folder": "."}, True),
     ],
 )
@@ -161,3 +160,21 @@ def test_what_rows_mean_is_looked_at_as_early_where_the_kind_is_known(objective,
         with pytest.raises(UsageError) as error:
             look("fit", arguments)
         assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"datasets": ["good.jsonl", "god.jsonl"]}, "data.datasets: there is no data set god.jsonl."),
+        ({"datasets": ["quickstrat"]}, "data.datasets: there is no data set quickstrat."),
+        ({"datasets": ["good.jsonl"], "val_datasets": ["nowhere.jsonl"]}, "data.val_datasets: there is no data set nowhere.jsonl."),
+        ({"datasets": ["hf://nonsense"]}, "data.datasets: "),
+        ({"datasets": [{"name": "good.jsonl", "weight": -1}]}, "data.datasets: data set good.jsonl: weight is -1"),
+        ({"datasets": [{"name": "mine", "files": ["good.jsonl", "*.jsonl"]}]}, "data.datasets: "),  # a file twice
+    ],
+)
+def test_data_sets_that_are_nowhere_are_told_with_their_option(data, said):
+    with pytest.raises(UsageError) as error:
+        look("fit", configured(**data))
+    assert str(error.value).startswith(said)
+    assert len(str(error.value).splitlines()) <= 5

@@ -26,6 +26,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from ltune.data.sane_values import WRITING, sane, sane_arguments
+from ltune.data.sane_values import TooMuch as TooMuch
+
 SECONDS = 1.0  # of processor time, for one conversation
 MEMORY = 1 << 30  # bytes that rendering one may take
 FRESH = 0.1  # seconds that the process's size is believed to stay what it is
@@ -35,12 +38,9 @@ TODAY = datetime(2024, 7, 26)
 LARGEST_NUMBER = 100_000  # bits of a whole number; reckoning with larger ones takes long
 WIDE = re.compile(r"%[^a-zA-Z%]*(\d{6}|\*)")  # a format such as %1000000d
 
+
 METHODS = frozenset(dir(dict))
 Result = TypeVar("Result")
-
-
-class TooMuch(Exception):
-    """The template took too long, or too much memory, or wrote too much."""
 
 
 class Marked(str):
@@ -98,6 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """``left * right``, ``left ** right``, ``left % right`` or ``left // right``, if it is of a sane size."""
         if isinstance(left, str) and operator == "%":
+            sane(right)
             huge = WIDE.search(left) is not None
         elif isinstance(left, int) and isinstance(right, int):
             huge = left.bit_length() * (abs(right) if operator == "**" else 1) + right.bit_length() > LARGEST_NUMBER
@@ -106,6 +107,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if huge:
             raise TooMuch(f"it computes something huge with {operator}")
         return super().call_binop(context, operator, left, right)
+
+    def _generate(self, source: nodes.Template, *rest: Any, **named: Any) -> str:
+        """What ``~`` joins becomes text as what is written does."""
+        for concat in source.find_all(nodes.Concat):
+            for number, node in enumerate(concat.nodes):
+                if not isinstance(node, (nodes.Const, nodes.TemplateData)):
+                    concat.nodes[number] = nodes.Filter(node, "_sane", [], [], None, None, lineno=node.lineno, environment=self)
+        return super()._generate(source, *rest, **named)
 
 
 def _repeats(value: Any, times: Any) -> bool:
@@ -162,7 +171,9 @@ def _check_name(name: Any) -> None:
 @cache
 def _environment() -> Sandbox:
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationMarks, loopcontrols])
-    environment.filters |= {"tojson": _tojson, "round": _round}
+    environment.finalize = sane
+    environment.filters |= {name: sane_arguments(environment.filters[name]) for name in WRITING}
+    environment.filters |= {"tojson": _tojson, "round": _round, "_sane": sane}
     environment.tests["divisibleby"] = _divisible_by
     del environment.globals["lipsum"]
     environment.globals |= {
@@ -175,11 +186,11 @@ def _environment() -> Sandbox:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(sane(value), ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> None:
-    raise TemplateError(message)
+    raise TemplateError(sane(message))
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------------------------

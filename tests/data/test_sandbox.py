@@ -26,6 +26,9 @@ def test_marked_pieces():
     assert [(text, isinstance(text, Marked)) for text in made] == [("a", False), ("b<x>", True), ("c", False)]
 
 
+NESTED = "{% set n = namespace(x=['a']) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"  # prints 'a' 2**60 times
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -47,6 +50,13 @@ def test_marked_pieces():
         ("{% set x = (0).from_bytes(('ab' * 999999).encode(), 'big') %}{{ x // 3 }}", "huge with //"),
         ("{% set x = (0).from_bytes(('ab' * 999999).encode(), 'big') %}{{ x is divisibleby(x - 1) }}", "divides a huge number"),
         ("{% set x = ('f' * 9999999) | int(base=16) %}{{ x % 7 }}", "huge with %"),
+        (NESTED + "{{ n.x }}", "huge list"),
+        (NESTED + "{{ n.x ~ '' }}", "huge list"),
+        (NESTED + "{{ n.x | upper }}", "huge list"),
+        (NESTED + "{{ n.x | tojson }}", "huge list"),
+        (NESTED + "{{ '%s' % n.x }}", "huge list"),
+        (NESTED + "{{ raise_exception(n.x) }}", "huge list"),
+        (NESTED.replace("[n.x, n.x]", "{1: n.x, 2: n.x}") + "{{ [n.x] | join }}", "huge list"),
         ("{{ 'a' | center(99999999999) }}", "1 GiB of memory"),
         ("{{ 'a'.ljust(99999999999) }}", "1 GiB of memory"),
     ],
