@@ -109,6 +109,11 @@ class FineTuner(LightningModule):
         return self.objective.rows
 
     @property
+    def objective_name(self) -> str:
+        """As the configuration says it."""
+        return f"model.objective: {type(self.objective).__name__}"
+
+    @property
     def data(self) -> ChatData:
         """The data module beside it."""
         return self.trainer.datamodule  # type: ignore[attr-defined]

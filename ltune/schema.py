@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent
 LINKS = {
     "data.tokenizer": "model.tokenizer",
     "data.rows": "model.rows",
+    "data.objective": "model.objective_name",
     "data.accumulate": "trainer.accumulate_grad_batches",
     "data.seed": "seed_everything",
     "model.seed": "seed_everything",

@@ -13,7 +13,9 @@ from ltune.errors import UsageError
 
 __all__ = ["QUICKSTART", "Dataset", "Record", "Source", "read", "read_file", "resolve", "sha256"]
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "assets" / "quickstart.jsonl"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+QUICKSTART = ASSETS / "quickstart.jsonl"
+EMBEDDED = {file.stem: file for file in sorted(ASSETS.glob("quickstart*.jsonl"))}  # conversations; pairs and rated answers
 
 
 @dataclass
@@ -21,7 +23,7 @@ class Dataset:
     """A data set as the configuration names it.
 
     Args:
-        name: Name in dataset_info.json, file, glob ("rows/*.jsonl"), folder, "quickstart", hub id or hf://datasets/owner/name[@revision][/path].
+        name: Name in dataset_info.json, file, glob ("rows/*.jsonl"), folder, "quickstart" and its like, hub id or hf://datasets/owner/name[@revision][/path].
         files: Files, globs and folders that make up the data set; ``name`` is then what it is called.
         max_rows: First rows taken; null: as for all data sets.
         weight: How often its rows count: 2 shows each twice in an epoch, 0.5 a random half; interleaved, its share of the rows.
@@ -69,7 +71,7 @@ Remote = tuple[Dataset, hub.Place, Entry | None]  # one on the hub, where it is 
 
 
 def resolve(dataset: "str | Dataset", folder: str | Path) -> Source:
-    """Find a data set: in dataset_info.json, as file, glob or folder, "quickstart", or on the hub (only then is anything fetched).
+    """Find a data set: in dataset_info.json, as file, glob or folder, embedded, or on the hub (only then is anything fetched).
 
     Raises:
         UsageError: It is nowhere, or is of a kind that cannot be read.
@@ -89,8 +91,8 @@ def find(dataset: "str | Dataset", folder: str | Path) -> Source | Remote:
         return _registered(wanted, entry_of(wanted.name, registered[wanted.name], folder))
     if files := _found(wanted.name, folder):
         return _local(wanted, files)
-    if wanted.name == "quickstart":
-        return _local(wanted, (QUICKSTART,))
+    if wanted.name in EMBEDDED:
+        return _local(wanted, (EMBEDDED[wanted.name],))
     address = hub.parse(wanted.name)
     if address and (wanted.name.startswith("hf://") or Path(wanted.name).suffix not in (*KINDS, ".gz")):
         id, revision, path = address
@@ -99,7 +101,7 @@ def find(dataset: "str | Dataset", folder: str | Path) -> Source | Remote:
 
 
 def _unknown(name: str, folder: Path, registered: list[str]) -> UsageError:
-    guess = difflib.get_close_matches(name, [*registered, "quickstart"], 1)
+    guess = difflib.get_close_matches(name, [*registered, *EMBEDDED], 1)
     return UsageError(
         f"there is no data set {name}.\n"
         f"Looked for: an entry in {folder / FILE} ({len(registered)} there), a file or folder of that name.\n"

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+TRAINED = ["default"]  # PEFT's name of the adapter; there may be another one beside it, that is only compared with
+
+
 def save_result(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", template_source: str | None, folder: Path, card: Card) -> None:
     """Write weights, tokenizer, chat template and card into an existing folder; the same weights give the same bytes.
 
@@ -37,10 +40,13 @@ def save_adapter(model: "PeftModel", folder: Path, card: Card) -> None:
     if model.peft_config["default"].to_dict()["init_lora_weights"] is not True:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model.save_pretrained(
-                str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=str(pissa_start(model, Path(scratch)))
+                str(folder),
+                selected_adapters=TRAINED,
+                save_embedding_layers=False,
+                path_initial_model_for_weight_conversion=str(pissa_start(model, Path(scratch))),
             )
     else:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), selected_adapters=TRAINED, save_embedding_layers=False)
     rewrite_config(folder / "adapter_config.json", base_model_name_or_path=card.base_model, revision=card.revision)
 
 
