@@ -81,3 +81,55 @@ def test_validation_has_the_metrics_too(fit):
     assert 0 <= told["val/rewards/accuracies"] <= 1
     assert "val/perplexity" not in told
     assert told["val/rewards/margins"] == pytest.approx(told["val/rewards/chosen"] - told["val/rewards/rejected"], abs=1e-5)
+
+
+# -- rows that teach nothing ------------------------------------------------------------------------------------------------------------
+
+QUESTION = "What is the house like? " * 60
+
+
+def write(name: str, *rows: dict) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"--data.datasets=[{name}]"
+
+
+@pytest.mark.parametrize("method", ["reward", "dpo", "simpo", "orpo", "cpo"])
+def test_equal_and_empty_answers_and_long_questions_train_on_finitely(method, fit):
+    rows = [
+        {"instruction": "hi", "chosen": "same", "rejected": "same"},
+        {"instruction": "hi", "chosen": "", "rejected": "x"},
+        {"instruction": QUESTION, "chosen": "good", "rejected": "bad"},
+        {"instruction": "hi", "chosen": "a", "rejected": ""},
+    ]
+    lines = fit(method, "run", 2, write("odd.jsonl", *rows), "--data.max_length", "48")
+    assert all(abs(line["train/loss"]) < 100 and abs(line["train/grad_norm"]) < 1e4 for line in lines)
+    report = json.loads(Path("run/data_report.json").read_text())["total"]
+    assert (report["rows"], report["equal_answers"], report["empty_answers"], report["truncated"]) == (4, 1, 2, 1)
+
+
+@pytest.mark.parametrize("method", ["kto", "bco"])
+def test_rated_answers_of_one_kind_empty_and_long_ones_train_on_finitely(method, fit):
+    rows = [
+        {"instruction": "hi", "output": "", "kto_tag": True},
+        {"instruction": QUESTION, "output": "good", "kto_tag": True},
+        {"instruction": "hi", "output": QUESTION, "kto_tag": True},
+        {"instruction": "hi", "output": "x", "kto_tag": True},
+    ]
+    lines = fit(method, "run", 2, write("odd.jsonl", *rows), "--data.max_length", "48")
+    assert all(abs(line["train/loss"]) < 100 for line in lines)
+    assert "train/rewards/rejected" not in lines[0]
+    report = json.loads(Path("run/data_report.json").read_text())["total"]
+    assert (report["rows"], report["dropped"]["the answer does not fit in 48 tokens"]["rows"]) == (3, 1)
+
+
+def test_rows_of_another_kind_are_refused_with_what_the_objective_trains_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for method, rows, said in (
+        ("dpo", "quickstart", "a pair needs the column chosen and rejected"),
+        ("kto", "quickstart_pairs", "a rated answer needs the column label"),
+    ):
+        assert main(["fit", "--config", str(CONFIGS / f"{method}.yaml"), "--run", "run", *SHORT, f"--data.datasets=[{rows}]"]) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert f"model.objective: {method.upper()} trains on" in told
+        assert len(told[told.index("error:") :].splitlines()) <= 5

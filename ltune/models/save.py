@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ltune.models.card import Card, render_card
+from ltune.models.heads import ValueHead
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,9 +75,15 @@ def save_model(model: "PreTrainedModel", folder: Path) -> None:
     cached = model.config.use_cache
     model.config.use_cache = True
     try:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **_without_heads(model))
     finally:
         model.config.use_cache = cached
+
+
+def _without_heads(model: "PreTrainedModel") -> dict[str, Any]:
+    """A head beside the model's own has a file of its own, and transformers knows nothing of it."""
+    heads = tuple(f"{name}." for name, child in model.named_children() if isinstance(child, ValueHead))
+    return {"state_dict": {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(heads)}} if heads else {}
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template_source: str | None, folder: Path) -> None:

@@ -50,13 +50,15 @@ def test_what_is_special_about_a_row_is_counted_with_its_place():
     counted.note(False, False, place="a:3")
     counted.note(False, True, end_cut=2)
     counted.note(False, {}, split=True, place="a:5")
+    counted.note(False, {}, equal_answers=True, place="a:6")
     counted.skip("not JSON", "a:4")
     found = counted.as_dict()
     names = ("truncated", "control_tokens_in_text", "empty_answers", "ends_cut", "split", "equal_answers", "bad_rows")
-    assert [found[name] for name in names] == [1, 3, 1, 1, 1, 1]
+    assert [found[name] for name in names] == [1, 3, 1, 1, 1, 1, 1]
     assert found["control_tokens"] == {"<|end|>": 7, "<think>": 1}
     assert found["places"] == {
         "truncated": ["a:1"], "control_tokens_in_text": ["a:1", "a:2"], "empty_answers": ["a:2"], "ends_cut": [], "split": ["a:5"],
+        "equal_answers": ["a:6"],
     }  # fmt: skip
     assert found["skipped"] == {"not JSON": {"rows": 1, "places": ["a:4"]}}
 
