@@ -34,7 +34,10 @@ def plain() -> dict:
 
 
 def test_as_many_as_were_shipped():
-    assert [file.name for file in WHOLE] == ["distill.yaml", "llama3_lora_sft.yaml", "pretrain.yaml", "quickstart.yaml", "sft.yaml"]
+    assert [file.name for file in WHOLE] == [
+        *("bco.yaml", "cpo.yaml", "distill.yaml", "dpo.yaml", "kto.yaml", "llama3_lora_sft.yaml", "orpo.yaml"),
+        *("pretrain.yaml", "quickstart.yaml", "reward.yaml", "sft.yaml", "simpo.yaml"),
+    ]
     assert len(FRAGMENTS) == 29
 
 
