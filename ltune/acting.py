@@ -1,7 +1,7 @@
 """What the module lets an objective use besides the batch: the policy, what answers prompts, and the other ranks."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,15 +11,12 @@ from ltune.generation.sampling import Sampling
 from ltune.models.fast.decode import decoder_of
 from ltune.objectives.base import Actor
 
-if TYPE_CHECKING:
-    from ltune.module import FineTuner
 
-
-def actor_of(module: "FineTuner", device: torch.device) -> Actor:
+def actor_of(module: Any, device: torch.device) -> Actor:
     """For a module whose model is loaded.
 
     Args:
-        module: With its trainer and data.
+        module: A FineTuner, with its trainer and data.
         device: Of the model.
     """
     return Actor(
@@ -35,11 +32,11 @@ def actor_of(module: "FineTuner", device: torch.device) -> Actor:
     )
 
 
-def answers_of(module: "FineTuner", sampling: Sampling, at_once: int, keep_stop: bool = False) -> Answers:
+def answers_of(module: Any, sampling: Sampling, at_once: int, keep_stop: bool = False) -> Answers:
     """What answers prompts with the weights in training.
 
     Args:
-        module: With its model loaded.
+        module: A FineTuner with its model loaded.
         sampling: How.
         at_once: Prompts, where transformers' generate has to do.
         keep_stop: What ended an answer stays, as its last token.

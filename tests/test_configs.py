@@ -34,7 +34,9 @@ def plain() -> dict:
 
 
 def test_as_many_as_were_shipped():
-    assert [file.name for file in WHOLE] == ["llama3_lora_sft.yaml", "pretrain.yaml", "quickstart.yaml", "sft.yaml"]
+    assert [file.name for file in WHOLE] == [
+        *("grpo.yaml", "llama3_lora_sft.yaml", "ppo.yaml", "pretrain.yaml", "quickstart.yaml", "rloo.yaml", "sft.yaml"),
+    ]
     assert len(FRAGMENTS) == 25
 
 
