@@ -57,6 +57,33 @@ def pissa_needs_exact_weights(model: dict, data: dict, trainer: dict) -> list[st
     return []
 
 
+def reference_can_be_had(model: dict, data: dict, trainer: dict) -> list[str]:
+    """What a preference objective compares the policy with."""
+    objective, adapter = class_of(model["objective"]), class_of(model["adapter"])
+    reference = init_args(model["objective"]).get("reference")
+    kind = class_of(reference)
+    if kind in ("AdapterOff", "OtherAdapter") and adapter in ("Full", "Freeze"):
+        return [
+            f"model.objective: {objective} compares with the model without its adapter, and model.adapter: {adapter} has none; "
+            "set  reference: {class_path: OtherModel, init_args: {model: NAME}}  in its init_args, or  model.adapter: LoRA"
+        ]
+    if kind == "AdapterOff" and init_args(model["adapter"]).get("pissa"):
+        return [f"model.objective: {objective} compares with the model without its adapter, which adapter.pissa changes; use OtherModel"]
+    folder = str(init_args(reference).get("folder"))
+    if kind == "OtherAdapter" and not (Path(folder) / "adapter_config.json").is_file():
+        return [f"model.objective.reference: {folder} is no PEFT folder: it has no adapter_config.json; give the folder of a saved adapter"]
+    return []
+
+
+def divergence_needs_several_rows(model: dict, data: dict, trainer: dict) -> list[str]:
+    if class_of(model["objective"]) == "KTO" and init_args(model["objective"])["divergence"] and data["tokens_per_batch"]:
+        return [
+            "model.objective: KTO estimates its divergence on a micro-batch, and with data.tokens_per_batch these have changing numbers "
+            "of rows; set  tokens_per_batch: null  and a batch_size of 4 or more, or  divergence: false"
+        ]
+    return []
+
+
 def adapter_to_continue_is_there(model: dict, data: dict, trainer: dict) -> list[str]:
     folder = init_args(model["adapter"]).get("init")
     if folder and not (Path(folder) / "adapter_config.json").is_file():
@@ -198,7 +225,8 @@ def validation_rows_are_named(data: dict) -> list[str]:
 
 
 RULES = [
-    quantized_weights_cannot_train, pissa_needs_exact_weights, adapter_to_continue_is_there, lora_plus_needs_lora, numbers_make_sense,
+    quantized_weights_cannot_train, pissa_needs_exact_weights, adapter_to_continue_is_there, reference_can_be_had,
+    divergence_needs_several_rows, lora_plus_needs_lora, numbers_make_sense,
     one_way_to_validate, packing_needs_flat_rows,
     device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options,
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from ltune.errors import UsageError
 from ltune.evaluation import Evaluation
 from ltune.generation.sampling import Sampling
 from ltune.memory import Memory, Wanted
-from ltune.models.adapters import Adapter, LoRA, continue_adapter, trainable_state
+from ltune.models.adapters import Adapter, LoRA, trainable_state
 from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
 from ltune.models.fast.build import quick_way
@@ -30,6 +30,7 @@ from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
 from ltune.objectives import SFT, Objective
+from ltune.objectives.companions import Companions
 from ltune.objectives.policy import Policy
 from ltune.optim.groups import build_optimizer, fuse, is_fused
 from ltune.optim.schedules import Cosine, Schedule
@@ -51,7 +52,7 @@ class FineTuner(LightningModule):
         trust_remote_code: "repository@revision" runs that repository's own code, and no other's; null: none.
         quantize: How the frozen weights are stored: NF4, FP4, Int8; null: in 16 or 32 bits.
         adapter: What is trained: LoRA, Freeze (some layers), Full.
-        objective: The loss: SFT, Pretrain.
+        objective: The method: SFT, Pretrain; DPO, SimPO, ORPO, CPO, KTO, BCO; Reward.
         optimizer: A torch optimizer's class and options.
         lora_plus_ratio: LoRA+: learning rate of the B matrices over that of A; null: the same.
         schedule: Of the learning rate: Cosine, Linear, Constant.
@@ -114,6 +115,11 @@ class FineTuner(LightningModule):
         return self.objective.repeats
 
     @property
+    def objective_name(self) -> str:
+        """As the configuration says it."""
+        return f"model.objective: {type(self.objective).__name__}"
+
+    @property
     def data(self) -> ChatData:
         """The data module beside it."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
@@ -148,32 +154,12 @@ class FineTuner(LightningModule):
         self.policy = Policy(self.model, forward_of=base, fast=fast)
         device = self.trainer.strategy.root_device
         self.actor = actor_of(self, device)
-        self.objective.extend(self.model, self._load_another)
+        trusted = self.name, self.trust_remote_code
+        load = Companions(str(self.trainer.precision), device, self.attention, flat, self.fast, trusted)
+        self.objective.extend(self.model, load)
         if device.type == "cuda":
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
-
-    def _load_another(
-        self, model: str, revision: str | None = None, quantize: Quantizer | None = None, adapter: str | None = None
-    ) -> Policy:
-        """Another model, frozen, on the same device and in the same precision."""
-        base = load_model(
-            model,
-            dtype=weights_dtype(str(self.trainer.precision), frozen=True),
-            quantize=quantize,
-            attention=self.attention,
-            revision=revision,
-            trust_remote_code=self.trust_remote_code if model == self.name else None,
-            device=self.trainer.strategy.root_device,
-        )
-        whole: Any = continue_adapter(base, Path(adapter)) if adapter else base
-        whole.requires_grad_(False)
-        whole.eval()
-        flat = self.data.layout == "flat"
-        fast = quick_way(base, compute_dtype(self.trainer.precision), flat) if self.fast else None
-        if fast is None and flat:
-            assert_rows_isolated(base)
-        return Policy(whole, forward_of=base, fast=fast)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""

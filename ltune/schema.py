@@ -18,6 +18,7 @@ LINKS = {
     "data.tokenizer": "model.tokenizer",
     "data.rows": "model.rows",
     "data.repeats": "model.repeats",
+    "data.objective": "model.objective_name",
     "data.accumulate": "trainer.accumulate_grad_batches",
     "data.seed": "seed_everything",
     "model.seed": "seed_everything",

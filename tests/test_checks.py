@@ -15,6 +15,7 @@ SOUND: dict = {
         "adapter": {"class_path": "ltune.models.adapters.LoRA", "init_args": {"pissa": False}},
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}},
         "lora_plus_ratio": None,
+        "objective": {"class_path": "ltune.objectives.SFT", "init_args": {}},
     },
     "data": {
         "datasets": ["rows.jsonl"], "val_datasets": [], "test_datasets": [], "val_size": 0, "batch_size": 2, "max_length": 2048,
@@ -127,3 +128,32 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
     for run in ("file", "file/run"):
         message = refusal(run=run)
         assert all(word in message for word in (f"run: {run}", "is a file", "--run FOLDER"))
+
+
+# -- preferences ------------------------------------------------------------------------------------------------------------------------
+
+
+def dpo(reference: str, **options: object) -> dict:
+    reference_of = {"class_path": f"ltune.objectives.reference.{reference}", "init_args": options}
+    return {"class_path": "ltune.objectives.DPO", "init_args": {"beta": 0.1, "reference": reference_of}}
+
+
+def test_a_whole_model_needs_another_one_as_its_reference():
+    for reference in ("AdapterOff", "OtherAdapter"):
+        said = refusal(model__adapter=FULL, model__quantize=None, model__objective=dpo(reference, folder="somewhere"))
+        assert "DPO compares with the model without its adapter" in said
+        assert "OtherModel" in said
+    check(configuration(model__adapter=FULL, model__quantize=None, model__objective=dpo("OtherModel", model="tiny")), "fit")
+
+
+def test_a_changed_base_is_no_reference():
+    assert "pissa" in refusal(model__adapter=PISSA, model__quantize=None, model__objective=dpo("AdapterOff"))
+
+
+def test_an_adapter_to_compare_with_has_to_be_there():
+    assert "somewhere is no PEFT folder" in refusal(model__objective=dpo("OtherAdapter", folder="somewhere"))
+
+
+def test_ktos_divergence_needs_rows_of_a_fixed_number():
+    kto = {"class_path": "ltune.objectives.KTO", "init_args": {"divergence": True, "reference": None}}
+    assert "divergence" in refusal(model__objective=kto, data__tokens_per_batch=500)

@@ -142,6 +142,7 @@ def encode_chunk(chunk: Chunk, rows: type[Row], encoder: Encoder, bad_rows: BadR
             empty_answer=outcome.empty_answer,
             end_cut=outcome.end_token_cut,
             split=outcome.split,
+            equal_answers=outcome.equal_answers,
             place=place,
         )
         for count, sequence in enumerate(outcome.sequences):

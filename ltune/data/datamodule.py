@@ -18,7 +18,7 @@ from ltune.data.prompts import Prompts
 from ltune.data.read import BadRows
 from ltune.data.remarks import remarks
 from ltune.data.report import show_row, write_report
-from ltune.data.rows import Chat, Row, Text
+from ltune.data.rows import BadRow, Chat, Row, Text, WrongColumns
 from ltune.data.sampler import InOrder, WindowSampler, epoch_order
 from ltune.data.sources import Dataset
 from ltune.data.split import Batches, Split, by_dataset, mixed, short_names, split
@@ -63,6 +63,7 @@ class ChatData(LightningDataModule):
         tokenizer: Linked to the model's.
         rows: Linked to the objective's kind of rows.
         repeats: Linked to the objective's optimizer steps for each window.
+        objective: Linked to the objective's name, for messages.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ChatData(LightningDataModule):
         tokenizer: Any = None,
         rows: type[Row] = Chat,
         repeats: int = 1,
+        objective: str = "the objective",
     ) -> None:
         super().__init__()
         self.datasets, self.val_datasets, self.test_datasets = datasets, val_datasets, test_datasets
@@ -101,7 +103,8 @@ class ChatData(LightningDataModule):
         self.mix, self.bad_rows = mix, bad_rows
         self.batch_size, self.tokens_per_batch, self.accumulate = batch_size, tokens_per_batch, accumulate
         self.layout, self.workers = layout, workers
-        self.seed, self.tokenizer, self.rows, self.repeats = seed, tokenizer, rows, repeats
+        self.seed, self.tokenizer = seed, tokenizer
+        self.rows, self.repeats, self.objective = rows, repeats, objective
         self.template = None if issubclass(rows, Text) else load_template(template, tokenizer, reasoning)
         self.encoder = Encoder(self.template, tokenizer, max_length, truncation, train_on, system, control_tokens)
         self.prepared: dict[str, Prepared] = {}  # of train, val, test, as far as asked for
@@ -150,16 +153,19 @@ class ChatData(LightningDataModule):
             raise UsageError(f"data.{key} is empty: nothing to work on.\nName data sets, for example  --data.{key}+=path/to/rows.jsonl")
         if key != "datasets" and any(isinstance(dataset, Dataset) and dataset.weight != 1 for dataset in datasets):
             raise UsageError(f"data.{key}: weights are for training; here each row counts once.\nRemove them.")
-        return prepare(
-            datasets,
-            self.folder,
-            rows=self.rows,
-            encoder=self.encoder,
-            max_rows=self.max_rows,
-            processes=self.processes,
-            cache=self.cache,
-            bad_rows=self.bad_rows,
-        )
+        try:
+            return prepare(
+                datasets,
+                self.folder,
+                rows=self.rows,
+                encoder=self.encoder,
+                max_rows=self.max_rows,
+                processes=self.processes,
+                cache=self.cache,
+                bad_rows=self.bad_rows,
+            )
+        except WrongColumns as error:
+            raise BadRow(error.place, f"{error.reason}\n{self.objective} trains on {self.rows.described}.") from None
 
     def _split(self, everything: Prepared) -> tuple[Split, Split | None]:
         train, val = split(everything, 0 if self.val_datasets else self.val_size, self.seed)

@@ -44,6 +44,7 @@ class Encoded:
     empty_answer: bool = False  # an answer that is trained has no text: only its end token is learned
     end_token_cut: int = 0  # trained answers that lost their end token; only llamafactory does that
     split: bool = False  # a long conversation that became several rows
+    equal_answers: bool = False  # a pair's, after what was cut
 
 
 class Encoder:
@@ -214,7 +215,8 @@ class Encoder:
         for _, more in made[1:]:
             spelled = spelled | more  # what they share is in the prompt
         empty = any(_empty(one.messages, only_last=True) for one in asked)
-        return Encoded(sequences, cut_off, spelled, empty, ends_cut)
+        equal = len(sequences) > 1 and np.array_equal(sequences[0].input_ids, sequences[1].input_ids)
+        return Encoded(sequences, cut_off, spelled, empty, ends_cut, equal_answers=equal)
 
     def _prompt(self, row: Prompt, asked: Conversation, pieces: Pieces, spelled: Counter[str]) -> Encoded | Dropped:
         """Up to where the assistant begins; nothing of it is trained."""

@@ -32,6 +32,8 @@ def _of(one: dict[str, Any]) -> Iterator[str]:
         yield f"{rows(one['ends_cut'])} lost the end token of an answer: the model learns to go on{_first(places, 'ends_cut')}"
     if one["empty_answers"]:
         yield f"{rows(one['empty_answers'])} with an empty answer: the model learns to say nothing{_first(places, 'empty_answers')}"
+    if one["equal_answers"]:
+        yield f"{rows(one['equal_answers'])} with two equal answers: there is nothing to prefer{_first(places, 'equal_answers')}"
     if 0 < one["trained_tokens"] < TRAINED * one["tokens"]:  # of prompts, none is
         yield f"{_part(one['trained_tokens'], one['tokens'], 'tokens')} are trained; is the answer in the right column?"
     if one["one_answer"]:

@@ -22,7 +22,7 @@ PLACES_SHOWN = 20
 REASONS_SHOWN = 50  # what is wrong with a row may quote it, and then every row has a reason of its own
 OTHER = "other reasons"
 BINS = 16  # of the histogram, at most
-NOTES = ("truncated", "control_tokens_in_text", "empty_answers", "ends_cut", "split")  # what may be special about a row
+NOTES = ("truncated", "control_tokens_in_text", "empty_answers", "ends_cut", "split", "equal_answers")  # what may be special about a row
 
 
 class Tally:
@@ -62,6 +62,7 @@ class Tally:
         empty_answer: bool = False,
         end_cut: bool | int = False,
         split: bool = False,
+        equal_answers: bool = False,
         place: str | None = None,
     ) -> None:
         """What was special about a row.
@@ -72,10 +73,12 @@ class Tally:
             empty_answer: An answer of it has no text.
             end_cut: The end token of an answer that is trained was cut off, or how often.
             split: It became several rows.
+            equal_answers: The better answer of a pair is the worse one, token by token.
             place: The row's, to be listed.
         """
-        if truncated or control_tokens or empty_answer or end_cut or split:
-            for name, found in zip(NOTES, (truncated, control_tokens, empty_answer, end_cut, split), strict=True):
+        marks = (truncated, control_tokens, empty_answer, end_cut, split, equal_answers)
+        if any(marks):
+            for name, found in zip(NOTES, marks, strict=True):
                 if found:
                     self.counts[name] += 1
                     _list(self.noted.setdefault(name, []), place)

@@ -27,7 +27,11 @@ class BadRow(UsageError):
         self.place = place
 
     def __reduce__(self) -> tuple:
-        return BadRow, (self.place, self.reason)  # it may have to travel from a tokenising process
+        return type(self), (self.place, self.reason)  # it may have to travel from a tokenising process
+
+
+class WrongColumns(BadRow):
+    """One that lacks a column that its kind must have: often the data set is of another kind than the objective trains on."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Row:
 
     sequences: ClassVar[int] = 1  # that a row of this kind becomes; they are always in the same batch, side by side
     needs_previous: ClassVar[bool] = False  # whether it is made of a row and the one before it
+    described: ClassVar[str] = "rows"
 
     place: str
 
@@ -62,12 +67,16 @@ class Row:
 class Text(Row):
     """Plain text; all of it is trained."""
 
+    described: ClassVar[str] = "plain text"
+
     text: str
 
 
 @dataclass(frozen=True)
 class Chat(Row):
     """A conversation: perhaps a system message, then user (or tool) and assistant in turn."""
+
+    described: ClassVar[str] = "conversations"
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()  # as JSON schemas: {"name": ..., "description": ..., "parameters": {...}}
@@ -78,6 +87,7 @@ class Pair(Row):
     """Two answers to the same conversation, of which the first is better. ``messages`` end where the assistant is to answer."""
 
     sequences: ClassVar[int] = 2
+    described: ClassVar[str] = "pairs of answers, a chosen and a rejected one"
 
     messages: tuple[Message, ...]
     chosen: Message
@@ -88,6 +98,8 @@ class Pair(Row):
 @dataclass(frozen=True)
 class Rated(Row):
     """An answer that is good or bad. ``messages`` end where the assistant is to answer."""
+
+    described: ClassVar[str] = "answers that are marked as good or bad"
 
     messages: tuple[Message, ...]
     answer: Message

@@ -14,8 +14,8 @@ from ltune.errors import UsageError
 __all__ = ["QUICKSTART", "Dataset", "Record", "Source", "read", "read_file", "resolve", "sha256"]
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-EMBEDDED = {name: ASSETS / f"{name}.jsonl" for name in ("quickstart", "quickstart_prompts")}
-QUICKSTART = EMBEDDED["quickstart"]
+QUICKSTART = ASSETS / "quickstart.jsonl"
+EMBEDDED = {file.stem: file for file in sorted(ASSETS.glob("quickstart*.jsonl"))}  # conversations; pairs and rated answers; prompts
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Dataset:
     """A data set as the configuration names it.
 
     Args:
-        name: Name in dataset_info.json, file, glob ("rows/*.jsonl"), folder, "quickstart", hub id or hf://datasets/owner/name[@revision][/path].
+        name: Name in dataset_info.json, file, glob ("rows/*.jsonl"), folder, "quickstart" and its like, hub id or hf://datasets/owner/name[@revision][/path].
         files: Files, globs and folders that make up the data set; ``name`` is then what it is called.
         max_rows: First rows taken; null: as for all data sets.
         weight: How often its rows count: 2 shows each twice in an epoch, 0.5 a random half; interleaved, its share of the rows.
@@ -71,7 +71,7 @@ Remote = tuple[Dataset, hub.Place, Entry | None]  # one on the hub, where it is 
 
 
 def resolve(dataset: "str | Dataset", folder: str | Path) -> Source:
-    """Find a data set: in dataset_info.json, as file, glob or folder, "quickstart", or on the hub (only then is anything fetched).
+    """Find a data set: in dataset_info.json, as file, glob or folder, embedded, or on the hub (only then is anything fetched).
 
     Raises:
         UsageError: It is nowhere, or is of a kind that cannot be read.

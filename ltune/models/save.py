@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ltune.models.card import Card, render_card
+from ltune.models.heads import ValueHead
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+TRAINED = ["default"]  # PEFT's name of the adapter; there may be another one beside it, that is only compared with
 
 
 def save_result(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", template_source: str | None, folder: Path, card: Card) -> None:
@@ -37,10 +41,13 @@ def save_adapter(model: "PeftModel", folder: Path, card: Card) -> None:
     if model.peft_config["default"].to_dict()["init_lora_weights"] is not True:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             model.save_pretrained(
-                str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=str(pissa_start(model, Path(scratch)))
+                str(folder),
+                selected_adapters=TRAINED,
+                save_embedding_layers=False,
+                path_initial_model_for_weight_conversion=str(pissa_start(model, Path(scratch))),
             )
     else:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), selected_adapters=TRAINED, save_embedding_layers=False)
     rewrite_config(folder / "adapter_config.json", base_model_name_or_path=card.base_model, revision=card.revision)
 
 
@@ -68,9 +75,15 @@ def save_model(model: "PreTrainedModel", folder: Path) -> None:
     cached = model.config.use_cache
     model.config.use_cache = True
     try:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **_without_heads(model))
     finally:
         model.config.use_cache = cached
+
+
+def _without_heads(model: "PreTrainedModel") -> dict[str, Any]:
+    """A head beside the model's own has a file of its own, and transformers knows nothing of it."""
+    heads = tuple(f"{name}." for name, child in model.named_children() if isinstance(child, ValueHead))
+    return {"state_dict": {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(heads)}} if heads else {}
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", template_source: str | None, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Policy:
             stack.enter_context(torch.no_grad())
             if self.fast is not None:
                 stack.enter_context(self.fast.without_adapter())
-            if self.fast is None or _has_whole_modules(self.model):
+            if self.fast is None or self._has_whole_modules:
                 stack.enter_context(self.model.disable_adapter())  # type: ignore[operator]  # PEFT's
             yield
 
@@ -76,9 +77,16 @@ class Policy:
             stack.enter_context(torch.no_grad())
             if self.fast is not None:
                 stack.enter_context(self.fast.with_adapter(name))
-            if self.fast is None or _has_whole_modules(self.model):
+            if self.fast is None or self._has_whole_modules:
                 stack.enter_context(_active(self.model, name))
             yield
+
+    @cached_property
+    def _has_whole_modules(self) -> bool:
+        """Whether PEFT trains some modules whole, which the quick way would go on taking from it."""
+        from peft.utils import ModulesToSaveWrapper
+
+        return any(isinstance(module, ModulesToSaveWrapper) for module in self.model.modules())
 
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.
@@ -110,10 +118,3 @@ def _active(model: Any, name: str) -> Iterator[None]:
 
 def _places(batch: Batch) -> tuple[Tensor, Tensor, Tensor, int]:
     return batch.input_ids[0], batch.position_ids[0], batch.starts, batch.longest
-
-
-def _has_whole_modules(model: nn.Module) -> bool:
-    """Whether PEFT trains some modules whole, which the quick way would go on taking from it."""
-    from peft.utils import ModulesToSaveWrapper
-
-    return any(isinstance(module, ModulesToSaveWrapper) for module in model.modules())

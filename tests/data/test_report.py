@@ -29,7 +29,8 @@ def test_counts_of_each_data_set_and_in_total(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["datasets"][0] == {
         "name": "a", "rows": 3, "tokens": 131, "trained_tokens": 128, "truncated": 0, "control_tokens_in_text": 0, "empty_answers": 0,
-        "ends_cut": 0, "split": 0, "bad_rows": 0, "duplicates": 0, "one_answer": False, "lengths": {"2": 1, "64": 1, "128": 1},
+        "ends_cut": 0, "split": 0, "equal_answers": 0, "bad_rows": 0,
+        "duplicates": 0, "one_answer": False, "lengths": {"2": 1, "64": 1, "128": 1},
         "median": 64, "longest": 65,
         "histogram": [[1, 8, 1], *([low, low + 7, 0] for low in range(9, 57, 8)), [57, 64, 1], [65, 72, 1]],
         "control_tokens": {}, "places": {}, "dropped": {"too long": {"rows": 1, "places": ["a.jsonl:9"]}}, "skipped": {},
@@ -49,13 +50,15 @@ def test_what_is_special_about_a_row_is_counted_with_its_place():
     counted.note(False, False, place="a:3")
     counted.note(False, True, end_cut=2)
     counted.note(False, {}, split=True, place="a:5")
+    counted.note(False, {}, equal_answers=True, place="a:6")
     counted.skip("not JSON", "a:4")
     found = counted.as_dict()
-    names = ("truncated", "control_tokens_in_text", "empty_answers", "ends_cut", "split", "bad_rows")
-    assert [found[name] for name in names] == [1, 3, 1, 1, 1, 1]
+    names = ("truncated", "control_tokens_in_text", "empty_answers", "ends_cut", "split", "equal_answers", "bad_rows")
+    assert [found[name] for name in names] == [1, 3, 1, 1, 1, 1, 1]
     assert found["control_tokens"] == {"<|end|>": 7, "<think>": 1}
     assert found["places"] == {
         "truncated": ["a:1"], "control_tokens_in_text": ["a:1", "a:2"], "empty_answers": ["a:2"], "ends_cut": [], "split": ["a:5"],
+        "equal_answers": ["a:6"],
     }  # fmt: skip
     assert found["skipped"] == {"not JSON": {"rows": 1, "places": ["a:4"]}}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ltune.data.rows import BadRow
+from ltune.data.rows import BadRow, WrongColumns
 from ltune.data.strict_json import DECODER
 
 Columns = dict[str, Any]  # of a record: name to value
@@ -32,7 +32,7 @@ def content(place: str, what: str, value: Any, empty: bool = False) -> str:
 def required(place: str, record: Columns, format: str, columns: list[str]) -> None:
     """Refuse a record that lacks one of the columns."""
     if missing := [column for column in columns if column not in record]:
-        raise BadRow(place, f"{format} needs the column {' and '.join(missing)}; the row has {listed(record)}.\n{NEEDS}")
+        raise WrongColumns(place, f"{format} needs the column {' and '.join(missing)}; the row has {listed(record)}.\n{NEEDS}")
 
 
 def optional(record: Columns, column: str | None) -> Any:
