@@ -25,9 +25,8 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
     arguments = parser.parse_args()
     curves, learned = {}, True
-    print(
-        "| method | first rollout | last rollout | held out, before | held out, after | steps | seconds | of a core |\n|---|---|---|---|---|---|---|---|"
-    )
+    columns = ["method", "first rollout", "last rollout", "held out, before", "held out, after", "steps", "seconds", "of a core"]
+    print(row(columns), row(["---"] * len(columns)), sep="\n")
     for method in arguments.methods:
         run, seconds, processor = trained(method, arguments.folder / method)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -35,13 +34,16 @@ def main() -> int:
         first, last = curves[method][0][1], curves[method][-1][1]
         before, after = held_out(method, arguments.folder), next(line["val/reward"] for line in lines[::-1] if "val/reward" in line)
         learned &= before < 0.3 and last > 0.9 and after > 0.9
-        print(
-            f"| {method.upper()} | {first:.2f} | {last:.2f} | {before:.2f} | {after:.2f} | {lines[-1]['step']} | {seconds:.0f} | {processor:.0f} |",
-            flush=True,
-        )
+        rewards = [f"{reward:.2f}" for reward in (first, last, before, after)]
+        print(row([method.upper(), *rewards, str(lines[-1]["step"]), f"{seconds:.0f}", f"{processor:.0f}"]), flush=True)
     if arguments.image:
         draw(curves, arguments.image)
     return 0 if learned else 1
+
+
+def row(cells: list[str]) -> str:
+    """Of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def ltune(*words: object) -> str:
