@@ -36,7 +36,7 @@ def answers_of(module: Any, sampling: Sampling, at_once: int, keep_stop: bool = 
     """What answers prompts with the weights in training.
 
     Args:
-        module: With its model loaded.
+        module: A FineTuner with its model loaded.
         sampling: How.
         at_once: Prompts, where transformers' generate has to do.
         keep_stop: What ended an answer stays, as its last token.

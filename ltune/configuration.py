@@ -117,6 +117,8 @@ def check_value(node: yaml.Node, path: str, annotation: str) -> Iterator[Problem
                 yield from check_fields(item, path, fields)
             elif published:
                 yield from check_class(item, path, list(published), published)
+            elif ours and schema.wants_list(annotation):
+                yield from check_class(item, path, ours, published)
             elif schema.wants_list(annotation) and isinstance(item, yaml.ScalarNode) and not item.tag.endswith(":str"):
                 yield line_of(item), f"{path}: an item is text, got {shown(item)}"
     elif ours or published:

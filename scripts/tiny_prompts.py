@@ -10,7 +10,7 @@ import tiny_text as text
 
 Row = dict[str, str]  # {"prompt", "solution"}
 
-FORMS = ("{} In capital letters.", "{} In capital letters.", "{} Answer in capital letters.")
+FORMS = (*["{} In capital letters."] * 3, "{} Answer in capital letters.")
 
 
 def prompt_rows() -> list[Row]:

@@ -35,8 +35,8 @@ def plain() -> dict:
 
 def test_as_many_as_were_shipped():
     assert [file.name for file in WHOLE] == [
-        *("bco.yaml", "cpo.yaml", "distill.yaml", "dpo.yaml", "kto.yaml", "llama3_lora_sft.yaml", "orpo.yaml"),
-        *("pretrain.yaml", "quickstart.yaml", "reward.yaml", "sft.yaml", "simpo.yaml"),
+        *("bco.yaml", "cpo.yaml", "distill.yaml", "dpo.yaml", "grpo.yaml", "kto.yaml", "llama3_lora_sft.yaml", "orpo.yaml", "ppo.yaml"),
+        *("pretrain.yaml", "quickstart.yaml", "reward.yaml", "rloo.yaml", "sft.yaml", "simpo.yaml"),
     ]
     assert len(FRAGMENTS) == 29
 

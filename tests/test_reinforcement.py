@@ -11,6 +11,7 @@ from ltune.cli import main
 from ltune.models.fast import build
 from ltune.module import FineTuner
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 REWARDS = [
     {"class_path": "Matches", "init_args": {"pattern": "[A-Z ]+[.!]?", "weight": 2.0}},
     {"class_path": "Length", "init_args": {"target": 4, "weight": 0.5}},
@@ -19,26 +20,20 @@ SAMPLING = {"max_new_tokens": 6, "temperature": 0.9}
 OBJECTIVES = {
     "GRPO": {"answers": 3, "iterations": 2, "kl": 0.1, "clip_high": 0.28, "normalize": "answers"},
     "RLOO": {"answers": 2, "mini_batches": 2},
-    "PPO": {"answers": 2, "iterations": 2, "mini_batches": 2, "normalize_scores": True},
+    "PPO": {"answers": 2, "iterations": 1, "mini_batches": 2, "normalize_scores": True},
 }
 
 
 def configuration(name: str, layout: str = "flat", **changes) -> dict:
+    """The shipped one, on eight prompts, two to a micro-batch."""
+    settings = yaml.safe_load((CONFIGS / f"{name.lower()}.yaml").read_text())
+    assert settings["model"]["quantize"] == "NF4"
     arguments = {"rewards": REWARDS, "sampling": SAMPLING, **OBJECTIVES[name], **changes}
-    return {
-        "run": "run",
-        "model": {
-            "objective": {"class_path": name, "init_args": arguments},
-            "adapter": {"class_path": "LoRA", "init_args": {"rank": 4, "alpha": 8}},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
-        },
-        "data": {"datasets": ["quickstart_prompts"], "max_rows": 8, "batch_size": 2, "layout": layout},
-        "checkpoint": {"every": 1, "keep": 9},
-        "trainer": {
-            "max_steps": 6, "max_epochs": -1, "accumulate_grad_batches": 2, "accelerator": "cpu", "precision": "32-true",
-            "log_every_n_steps": 1, "enable_progress_bar": False, "logger": True,
-        },
-    }  # fmt: skip
+    settings["model"]["objective"]["init_args"] |= arguments
+    settings["data"] |= {"max_rows": 8, "batch_size": 2, "layout": layout, "val_size": 0}
+    settings["checkpoint"] = {"every": 1, "keep": 9}
+    settings["trainer"] |= {"max_steps": 4, "max_epochs": -1, "accumulate_grad_batches": 2, "accelerator": "cpu"}
+    return settings | {"run": "run"}
 
 
 @pytest.fixture
@@ -69,12 +64,12 @@ def without_times(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if not any(word in name for word in times)} for line in lines]
 
 
-@pytest.mark.parametrize(("name", "layout"), [("GRPO", "flat"), ("GRPO", "padded"), ("RLOO", "flat"), ("PPO", "padded"), ("PPO", "flat")])
+@pytest.mark.parametrize(("name", "layout"), [(name, layout) for name in ("GRPO", "RLOO", "PPO") for layout in ("flat", "padded")])
 def test_it_trains_and_goes_on_exactly_from_within_a_rollout(name, layout, fit, metrics, monkeypatch, capsys):
     whole = configuration(name, layout)
     assert fit(whole, "--run", "whole") == 0
     lines = metrics(Path("whole"))
-    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert [line["step"] for line in lines] == list(range(1, 5))
     logged = {
         *("train/reward", "train/reward_std", "train/frac_reward_zero_std", "train/rewards/Matches/mean", "train/rewards/Length/std"),
         *("train/completions/mean_length", "train/completions/clipped_ratio", "train/seconds/generate", "train/seconds/train"),
@@ -84,8 +79,7 @@ def test_it_trains_and_goes_on_exactly_from_within_a_rollout(name, layout, fit, 
     assert logged <= lines[0].keys()
     assert all(None not in line.values() for line in lines)
     told = [json.loads(line) for line in Path("whole/rollouts.jsonl").read_text().splitlines()]
-    steps = {"GRPO": [1, 3, 5], "RLOO": [1, 3, 5], "PPO": [1, 5]}[name]
-    assert [line["step"] for line in told] == [step for step in steps for _ in range(4 * OBJECTIVES[name]["answers"])]
+    assert [line["step"] for line in told] == [step for step in (1, 3) for _ in range(4 * OBJECTIVES[name]["answers"])]
     first = [line["reward"] for line in told if line["step"] == 1]
     assert lines[0]["train/reward"] == pytest.approx(sum(first) / len(first), abs=1e-5)
     for line in told:
@@ -94,7 +88,7 @@ def test_it_trains_and_goes_on_exactly_from_within_a_rollout(name, layout, fit, 
     train = FineTuner.training_step
 
     def killed(self, step, number):
-        if self.trainer.global_step == 3:
+        if self.trainer.global_step == 1:
             raise RuntimeError("killed")
         return train(self, step, number)
 
@@ -104,7 +98,7 @@ def test_it_trains_and_goes_on_exactly_from_within_a_rollout(name, layout, fit, 
             fit(whole, "--run", "killed")
     assert not Path("killed/adapter").exists()
     assert fit(whole, "--run", "killed") == 0
-    assert "resuming killed after step 3" in capsys.readouterr().err
+    assert "resuming killed after step 1" in capsys.readouterr().err
     assert same(adapter("whole"), adapter("killed"))
     assert without_times(metrics(Path("killed"))) == without_times(lines)
     assert Path("killed/rollouts.jsonl").read_text() == Path("whole/rollouts.jsonl").read_text()
@@ -114,6 +108,7 @@ def test_the_quick_way_is_the_same_run(fit, metrics, monkeypatch):
     """With ltune's own layers, their decoder among them, allowed on the CPU."""
     for name in ("GRPO", "PPO"):
         settings = configuration(name)
+        settings["trainer"]["max_steps"] = 2
         assert fit(settings, "--run", f"plain-{name}") == 0
         with monkeypatch.context() as patched:
             patched.setattr(build, "_require_device", lambda *arguments: None)
@@ -128,7 +123,7 @@ def test_two_processes_train_as_one(ltune, metrics, tmp_path):
     for name, ranks, batches in (("one", 1, 2), ("two", 2, 1)):
         settings = configuration("PPO", iterations=1)
         strategy = "ddp" if ranks > 1 else "auto"
-        settings["trainer"] |= {"devices": ranks, "strategy": strategy, "accumulate_grad_batches": batches, "max_steps": 4}
+        settings["trainer"] |= {"devices": ranks, "strategy": strategy, "accumulate_grad_batches": batches, "max_steps": 3}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
         done = ltune("fit", "--config", "config.yaml", "--run", name)
         assert done.returncode == 0, done.stderr
@@ -202,6 +197,8 @@ def test_equal_rewards_teach_nothing_and_are_no_nan(fit, metrics):
     ("changes", "said"),
     [
         ({"rewards": []}, "GRPO: rewards is empty"),
+        ({"rewards": [{"class_path": "Macthes"}]}, '"Macthes" is none of ExactMatch, Length, Matches, ModelReward, PythonFunction'),
+        ({"rewards": [{"class_path": "Length", "init_args": {"taget": 3}}]}, 'did you mean "target"?'),
         ({"sampling": {"temperature": 0.0}}, "sampling.temperature is 0"),
         ({"answers": 1}, "answers is 2 or more, got 1"),
         ({"iterations": 0}, "iterations is 1 or more, got 0"),

@@ -122,17 +122,18 @@ def world_size(rehearsal: Rehearsal) -> int:
 
 def rows_of(rehearsal: Rehearsal, devices: int, full: bool) -> tuple[PlannedRows, str]:
     """The rows as they were tokenised, or are now; where they cannot be, as long as they may be, and a remark that says why."""
-    from ltune.apps.planned_rows import assumed, tokenised
+    from ltune.apps.planned_rows import assumed, tokenised, trained
 
     data = {**rehearsal.resolved["data"], "accumulate": rehearsal.resolved["trainer"]["accumulate_grad_batches"]}
     if full:
-        return assumed(data), ""
+        rehearsal.build()
+        return trained(assumed(data), rehearsal.model.objective), ""
     try:
         rehearsal.build()
         rehearsal.prepare()
     except UsageError as error:
         return assumed(data), f"the rows were not read, and each is taken for {data['max_length']:,} tokens: {str(error).splitlines()[0]}"
-    return tokenised(rehearsal.datamodule, devices), ""
+    return trained(tokenised(rehearsal.datamodule, devices), rehearsal.model.objective), ""
 
 
 def made_plan(rehearsal: Rehearsal, rows: PlannedRows, memory: int | None) -> Plan:
@@ -167,8 +168,9 @@ def tokens_per_second(given: float | None, run: Path) -> tuple[float, str] | Non
 def memory(rehearsal: Rehearsal) -> list[str]:
     """The section of `ltune check`, once its data is prepared: what the way that is taken needs."""
     from ltune.apps.plan_text import in_short, refuse
-    from ltune.apps.planned_rows import tokenised
+    from ltune.apps.planned_rows import tokenised, trained
 
-    made = made_plan(rehearsal, tokenised(rehearsal.datamodule, world_size(rehearsal)), None)
+    rows = trained(tokenised(rehearsal.datamodule, world_size(rehearsal)), rehearsal.model.objective)
+    made = made_plan(rehearsal, rows, None)
     refuse(made)
     return in_short(made, rehearsal)

@@ -14,6 +14,7 @@ from ltune.data.split import Batches
 
 if TYPE_CHECKING:
     from ltune.data.datamodule import ChatData
+    from ltune.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ class PlannedRows:
         """With rows of at most so many tokens."""
         short = {row: tuple(_cut(one, length) for one in sequences) for row, sequences in self.step.sequences.items()}
         return replace(self, step=replace(self.step, sequences=short), longest=min(self.longest, length), epoch_tokens=None, totals=None)
+
+
+def trained(rows: PlannedRows, objective: Objective) -> PlannedRows:
+    """What the objective makes of them, where that is more: answers to prompts, each as long as it may be."""
+    step = objective.longest(rows.step)
+    if step is rows.step:
+        return rows
+    longest = max(len(sequence) for sequences in step.sequences.values() for sequence in sequences)
+    return replace(rows, step=step, longest=longest, epoch_tokens=None, totals=None)
 
 
 def tokenised(data: ChatData, world_size: int) -> PlannedRows:
