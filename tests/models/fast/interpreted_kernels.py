@@ -146,12 +146,13 @@ def test_gate(dtype, gelu):
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
 @pytest.mark.parametrize("gradient", [False, True])
-def test_cross_entropy(dtype, gradient):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(dtype, gradient, smoothing):
     torch.manual_seed(4)
     logits, targets = (3 * torch.randn(4, 9000)).to(dtype), torch.tensor([0, 8999, 17, 8192])
 
     def entropy(logits):
-        return loss.cross_entropy_(logits, targets, gradient), logits
+        return loss.cross_entropy_(logits, targets, gradient, smoothing), logits
 
     for one, other in zip(*both(entropy, logits), strict=True):
         assert_near(one, other, dtype)
