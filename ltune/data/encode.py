@@ -13,6 +13,7 @@ import numpy as np
 from ltune.data import pairs
 from ltune.data import truncation as cut
 from ltune.data.pieces import ControlTokens, Conversation, PieceMaker, Pieces
+from ltune.data.roles import ASSISTANT, apart, weight_table
 from ltune.data.rounds import Shortener, fitting
 from ltune.data.rows import IGNORE, Chat, Message, Pair, Rated, Row, Sequence, Text
 from ltune.data.templates import Template
@@ -59,6 +60,7 @@ class Encoder:
         system: System text for conversations without one; None: the template's default.
         control_tokens: What becomes of control tokens that a row's text spells. encode: plain text; error: the row is refused;
             allow: control tokens.
+        weights: What a trained token of a conversation weighs in the loss, by role (roles.py); None: all the same.
     """
 
     def __init__(
@@ -70,13 +72,15 @@ class Encoder:
         train_on: TrainOn = "assistant",
         system: str | None = None,
         control_tokens: ControlTokens = "encode",
+        weights: dict[str, float] | None = None,
     ) -> None:
         if max_length < 2:
             raise UsageError(f"data.max_length: {max_length} leaves nothing to train on; it must be 2 or more.")
         self.template, self.max_length, self.truncation, self.train_on, self.system = template, max_length, truncation, train_on, system
         self.control_tokens = control_tokens
         self.tokens = Tokens(tokenizer)
-        self.maker = PieceMaker(template, self.tokens, control_tokens)
+        self.weights = None if weights is None else weight_table(weights, train_on)
+        self.maker = PieceMaker(template, self.tokens, control_tokens, roles=weights is not None)
         self.shortener = Shortener(self.maker, max_length)
 
     def settings(self) -> dict[str, Any]:
@@ -85,7 +89,10 @@ class Encoder:
         names = ("max_length", "truncation", "train_on", "system", "control_tokens")
         template = (self.template.source, self.template.tokens, self.template.reasoning) if self.template else None
         ends = (tokens.bos_id, tokens.eos_id, tokens.adds_bos)
-        return {name: getattr(self, name) for name in names} | {"template": template, "tokenizer": tokens.json, "ends": ends}
+        weights = None if self.weights is None else self.weights.tolist()
+        return {name: getattr(self, name) for name in names} | {
+            "template": template, "tokenizer": tokens.json, "ends": ends, "weights": weights,
+        }  # fmt: skip
 
     def encode(self, row: Row) -> list[Sequence] | Dropped:
         """The row's sequences.
@@ -162,7 +169,7 @@ class Encoder:
         else:
             left, cut_off = self._shorten(asked, tokens), True
             kept = [] if left is None else [left]
-        sequences = [sequence for part in kept if (sequence := _label(part, self.train_on)) is not None]
+        sequences = [sequence for part in kept if (sequence := _label(part, self.train_on, self.weights)) is not None]
         if not sequences:
             return self._nothing_left(bool(kept))
         return Encoded(sequences, cut_off, spelled, _empty(asked.messages, only_last), ends_cut, split=len(kept) > 1)
@@ -250,8 +257,21 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _label(pieces: Pieces, train_on: TrainOn) -> Sequence | None:
-    """None if no token would be trained."""
+def _label(pieces: Pieces, train_on: TrainOn, weights: np.ndarray | None = None) -> Sequence | None:
+    """None if no token would be trained. ``weights`` of the roles that stand above the ids; a token that weighs nothing is not trained."""
+    if weights is None:
+        return _trained(pieces, train_on)
+    ids, roles = apart(pieces.ids)
+    roles[np.repeat(pieces.trained, pieces.lengths)] = ASSISTANT
+    sequence = _trained(replace(pieces, ids=ids), train_on)
+    if sequence is None:
+        return None
+    labels = np.where(weights[roles] > 0, sequence.labels, IGNORE)
+    weight = weights[roles][labels != IGNORE]
+    return replace(sequence, labels=labels, extras={"weight": weight}) if len(weight) else None
+
+
+def _trained(pieces: Pieces, train_on: TrainOn) -> Sequence | None:
     if train_on == "all":
         return _sequence(pieces.ids, pieces.ids.copy()) if len(pieces.ids) > 1 else None
     labels = np.full(len(pieces.ids), IGNORE, np.int32)

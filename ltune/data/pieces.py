@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ltune.data.roles import apart
 from ltune.data.rows import BadRow, Message, Text, ToolCall
 from ltune.data.shield import Shield, texts_in
 from ltune.data.templates import Segment, Template
@@ -36,7 +37,7 @@ class Conversation(NamedTuple):
 class Pieces:
     """A row in tokens, in consecutive pieces."""
 
-    ids: np.ndarray  # (tokens,) int32
+    ids: np.ndarray  # (tokens,) int32; where weights depend on them, with roles (roles.py)
     lengths: list[int]  # of the pieces
     trained: list[bool]  # whether a piece is the assistant's
 
@@ -87,10 +88,11 @@ class PieceMaker:
         tokens: The tokenizer.
         control_tokens: What becomes of control tokens that a row's text spells. encode: plain text; error: the row is refused;
             allow: control tokens.
+        roles: Whether each id is to come with its role.
     """
 
-    def __init__(self, template: Template | None, tokens: Tokens, control_tokens: ControlTokens) -> None:
-        self.template, self.tokens, self.control_tokens = template, tokens, control_tokens
+    def __init__(self, template: Template | None, tokens: Tokens, control_tokens: ControlTokens, roles: bool = False) -> None:
+        self.template, self.tokens, self.control_tokens, self.roles = template, tokens, control_tokens, roles
         self._scaffold: dict[tuple, bytes | None] = {}  # of a shape of conversation: the control tokens that the template itself writes
 
     def pieces(self, rows: Sequence[Conversation | Text]) -> list[tuple[Pieces, Counter[str]]]:
@@ -114,6 +116,7 @@ class PieceMaker:
             else:
                 lengths = counts[first : first + len(segments)]
                 pieces = Pieces(ids[ends[number] : ends[number + 1]], lengths, [segment.trained for segment in segments])
+                pieces = self._with_roles(row, pieces) if self.roles else pieces
             first += len(segments or ())
             made.append((pieces, spelled))
         return made
@@ -123,10 +126,20 @@ class PieceMaker:
         shield = self.shield(row)
         segments = self._segments(shielded(row, shield))
         try:
-            ids, lengths = self.tokens.encode_shielded([segment.text for segment in segments], shield)
+            ids, lengths = self.tokens.encode_shielded([segment.text for segment in segments], shield, self.roles)
         except UsageError as error:
             raise BadRow(row.place, str(error)) from error
         return Pieces(ids, lengths, [segment.trained for segment in segments])
+
+    def _with_roles(self, row: Conversation | Text, pieces: Pieces) -> Pieces:
+        marked = self.by_stand_ins(row)
+        if not np.array_equal(apart(marked.ids)[0], pieces.ids):
+            raise BadRow(
+                row.place,
+                "the chat template writes this conversation in another way where its texts are marked, so the roles of its tokens "
+                "cannot be told.\nRemove the row, leave out data.weights, or choose another  --data.template",
+            )
+        return Pieces(marked.ids, pieces.lengths, pieces.trained)
 
     def shield(self, row: Conversation | Text) -> Shield:
         """Stand-ins that occur neither in the row nor in the template."""

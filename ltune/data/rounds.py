@@ -94,7 +94,8 @@ class Shortener:
             return None
         before, text = segments[0].text.split(shield.begin)
         after = text.split(shield.end)[1]
-        ids, lengths = maker.tokens.encode_shielded([before, text, after, *(segment.text for segment in segments[1:])], shield)
+        texts = [before, text, after, *(segment.text for segment in segments[1:])]
+        ids, lengths = maker.tokens.encode_shielded(texts, shield, maker.roles)
         room = self.max_length - lengths[0] - sum(lengths[3:])
         if room <= lengths[2]:
             return None

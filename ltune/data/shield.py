@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from ltune.data.roles import ROLES
 from ltune.data.rows import Message, ToolCall
 from ltune.errors import UsageError
 
@@ -35,18 +36,21 @@ class Shield:
         self.spelled = spelled
         self.sign = {name: chr(self.start + number) for number, name in enumerate(names)}
         self.name = {sign: name for name, sign in self.sign.items()}
-        # Against joining with what stands beside it; the other two tell where one chosen text begins and ends
-        self.mark, self.begin, self.end = (chr(self.start + len(names) + number) for number in range(3))
+        # Against joining with what stands beside it; the next two tell where one chosen text begins and ends, the others whose a text is
+        self.mark, self.begin, self.end, *owners = (chr(self.start + len(names) + number) for number in range(private_characters([])))
+        self.owner = dict(zip(ROLES[1:], owners, strict=True))
 
-    def text(self, text: str, chosen: bool = False) -> str:
-        """The text with stand-ins, and a mark at either end; ``chosen``: the marks that tell where it is.
+    def text(self, text: str, chosen: bool = False, role: str | None = None) -> str:
+        """The text with stand-ins, and a mark at either end; ``chosen``: the marks that tell where it is; ``role``: whose it is.
 
         The marks stand inside of the outer white space, so that a template can strip it.
         """
         stripped = text.strip()
         if not stripped:
             return text
-        begin, end = (self.begin, self.end) if chosen else (self.mark, self.mark)
+        begin, end = self.owner.get(role, self.mark) if role else self.mark, self.mark
+        if chosen:
+            begin, end = begin + self.begin, self.end + end
         before = text[: len(text) - len(text.lstrip())]
         shielded = self.spelled.sub(lambda match: self.sign[match.group()], stripped)
         return before + begin + shielded + end + text[len(before) + len(stripped) :]
@@ -55,8 +59,8 @@ class Shield:
         """The message with all its texts shielded."""
         return replace(
             message,
-            content=self.text(message.content, chosen),
-            reasoning=None if message.reasoning is None else self.text(message.reasoning),
+            content=self.text(message.content, chosen, message.role),
+            reasoning=None if message.reasoning is None else self.text(message.reasoning, role=message.role),
             tool_calls=tuple(ToolCall(self.value(call.name), self.value(call.arguments)) for call in message.tool_calls),
         )
 
@@ -105,8 +109,8 @@ def _character(escape: str) -> str:
 
 
 def private_characters(names: list[str]) -> int:
-    """How many a shield takes: a sign for each name, and three marks."""
-    return len(names) + 3
+    """How many a shield takes: a sign for each name, three marks, and one for each role."""
+    return len(names) + 3 + len(ROLES[1:])
 
 
 def free_range(needed: int, texts: Iterable[str]) -> int:

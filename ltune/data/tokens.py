@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ltune.data.roles import ROLES, with_roles
 from ltune.data.shield import Shield, free_range, private_characters
 from ltune.errors import UsageError
 
@@ -75,13 +76,17 @@ class Tokens:
             self._shields[start, allow] = Shield(self.names, NOTHING if allow else self.spelled, start)
         return self._shields[start, allow]
 
-    def encode_shielded(self, texts: Sequence[str], shield: Shield) -> tuple[np.ndarray, list[int]]:
-        """The same for rendered texts whose contents are shielded: control tokens in them are the template's, stand-ins are text."""
+    def encode_shielded(self, texts: Sequence[str], shield: Shield, roles: bool = False) -> tuple[np.ndarray, list[int]]:
+        """The same for rendered texts whose contents are shielded: control tokens in them are the template's, stand-ins are text.
+
+        ``roles``: the ids come with their roles, see roles.py.
+        """
         if shield.start not in self._blind:
             if len(self._blind) == COPIES:
                 del self._blind[next(iter(self._blind))]
             self._blind[shield.start] = Blind(self, shield)
-        return self._blind[shield.start].encode(texts)
+        blind = self._blind[shield.start]
+        return blind.encode_with_roles(texts) if roles else blind.encode(texts)
 
 
 class Blind:
@@ -94,19 +99,54 @@ class Blind:
 
     def __init__(self, tokens: Tokens, shield: Shield) -> None:
         self.shield = shield
-        marks = (shield.mark, shield.begin, shield.end)
+        marks = (shield.mark, shield.begin, shield.end, *shield.owner.values())
         self.swap = shield.sign | shield.name | dict.fromkeys(marks, "")
-        self.either = re.compile(f"{tokens.spelled.pattern}|[{chr(shield.start)}-{shield.end}]")
+        last = chr(shield.start + shield.count - 1)
+        self.either = re.compile(f"{tokens.spelled.pattern}|[{chr(shield.start)}-{last}]")
+        self.owners = {shield.mark: 0} | {mark: ROLES.index(role) for role, mark in shield.owner.items()}
         self.tokenizer, self.true_ids = self._copy(tokens)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
         """All ids, (tokens,) int32, and how many are each text's."""
         swapped = [self.either.sub(lambda match: self.swap[match.group()], self.shield.unescape(text)) for text in texts]
         ids, counts = _batch(self.tokenizer, swapped)
+        return self._true(ids), counts
+
+    def encode_with_roles(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """The same, each id with its role. A token that has any character of a marked text is that text's."""
+        swapped, of_characters, role = [], [], 0
+        for text in texts:
+            written, roles, role = self._roles(self.shield.unescape(text), role)
+            swapped.append(written)
+            of_characters.append(roles)
+        encodings = self.tokenizer.encode_batch(swapped, add_special_tokens=False)
+        found = [np.empty(0, np.int32)]
+        for encoding, roles in zip(encodings, of_characters, strict=True):
+            begins, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+            at_begin, at_end = roles[begins], roles[np.maximum(ends - 1, begins)]
+            found.append(with_roles(self._true(np.array(encoding.ids, np.int32)), np.where(at_begin, at_begin, at_end)))
+        return np.concatenate(found), [len(encoding) for encoding in encodings]
+
+    def _roles(self, text: str, role: int) -> tuple[str, np.ndarray, int]:
+        """The text to tokenise, the role of each of its characters and of what would follow, and the role that holds at its end."""
+        written: list[str] = []
+        roles: list[np.ndarray] = []
+        place = 0
+        for match in self.either.finditer(text):
+            for part in (text[place : match.start()], self.swap[match.group()]):
+                written.append(part)
+                roles.append(np.full(len(part), role, np.int8))
+            role = self.owners.get(match.group(), role)
+            place = match.end()
+        written.append(text[place:])
+        roles.append(np.full(len(text) - place + 1, role, np.int8))
+        return "".join(written), np.concatenate(roles), role
+
+    def _true(self, ids: np.ndarray) -> np.ndarray:
         ids = self.true_ids[ids]
         if (ids < 0).any():
             raise UsageError("this tokenizer makes a control token of ordinary text; remove the text from the row.")
-        return ids, counts
+        return ids
 
     def _copy(self, tokens: Tokens) -> "tuple[Tokenizer, np.ndarray]":
         """The copy, and the true id of each of its ids, -1 where no text may lead to it."""

@@ -2,7 +2,9 @@
 
     loss_n = log sum_v exp(l_nv) - sum_v q_nv l_nv,   l = h W^T;     d loss_n / d h_n = (softmax(l_n) - q_n) W
 
-q is onehot(target), and with label smoothing (https://arxiv.org/abs/1512.00567) (1 - smoothing) onehot(target) + smoothing / V. Where the head is frozen, the gradient of each loss is computed with the loss and scaled by what comes from above, which saves the
+q is onehot(target); with label smoothing (https://arxiv.org/abs/1512.00567) it is (1 - smoothing) onehot(target) + smoothing / V.
+
+Where the head is frozen, the gradient of each loss is computed with the loss and scaled by what comes from above, which saves the
 logits' second computation.
 """
 
