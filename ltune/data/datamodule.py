@@ -46,6 +46,8 @@ class ChatData(LightningDataModule):
             the row goes; error: it is refused; split: it becomes several, of whole turns, each with the system text; llamafactory: both
             sides share the budget, cut at the right.
         train_on: assistant: every answer; last: the last answer; all: prompts too.
+        weights: What a trained token of a conversation counts in the loss, by whose it is: system, user, tool, assistant, template (all
+            that is no message's text); 1 where nothing is said, and 0 is not trained. null: all count the same.
         max_rows: First rows taken of each data set; null: all.
         mix: How the data sets are put together: Concatenate; Interleave (stop: under, over or once; probabilities).
         bad_rows: error: a row that is malformed or fits no format ends the command; skip: it is counted, listed and left out.
@@ -76,6 +78,7 @@ class ChatData(LightningDataModule):
         control_tokens: Literal["encode", "error", "allow"] = "encode",
         truncation: Literal["left", "drop", "error", "split", "llamafactory"] = "left",
         train_on: Literal["assistant", "last", "all"] = "assistant",
+        weights: dict[str, float] | None = None,
         max_rows: int | None = None,
         mix: Mix = Concatenate(),  # noqa: B008 (stateless; jsonargparse shows it)
         bad_rows: BadRows = "error",
@@ -103,7 +106,9 @@ class ChatData(LightningDataModule):
         self.layout, self.workers = layout, workers
         self.seed, self.tokenizer, self.rows, self.objective = seed, tokenizer, rows, objective
         self.template = None if issubclass(rows, Text) else load_template(template, tokenizer, reasoning)
-        self.encoder = Encoder(self.template, tokenizer, max_length, truncation, train_on, system, control_tokens)
+        if weights is not None and rows is not Chat:
+            raise UsageError(f"data.weights: rows of the kind {rows.__name__} have no roles to weigh.\nSet  data.weights: null")
+        self.encoder = Encoder(self.template, tokenizer, max_length, truncation, train_on, system, control_tokens, weights)
         self.prepared: dict[str, Prepared] = {}  # of train, val, test, as far as asked for
         self.resumed_at = (0, 0)  # (epoch, window) that training goes on with
         self._trained_up_to: tuple[int, int] | None = None
