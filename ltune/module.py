@@ -3,7 +3,7 @@
 import gc
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -37,6 +37,9 @@ from ltune.optim.groups import build_optimizer, fuse, is_fused
 from ltune.optim.schedules import Cosine, Schedule
 from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROMPTS = 4096  # that the quick way is given at once
 BEFORE = 1  # a step's place when its rows are collected
@@ -97,6 +100,7 @@ class FineTuner(LightningModule):
             raise UsageError(f"model.generation_tokens: at least 1, or null for what fits, got {generation_tokens}")
         self.sampling, self.generation_tokens, self.seed = sampling, generation_tokens, seed
         self.tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+        objective.suit(self.tokenizer, self._load_another_tokenizer)
         self.model: Any = None  # loads in configure_model
         self.policy: Policy
         self.parts: list[Part] = []  # of the window under way
@@ -155,6 +159,9 @@ class FineTuner(LightningModule):
         if device.type == "cuda":
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
+
+    def _load_another_tokenizer(self, model: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(model, revision=revision, trust_remote_code=self.trust_remote_code if model == self.name else None)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""

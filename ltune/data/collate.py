@@ -31,7 +31,7 @@ class Batch:
     starts: Any  # (S + 1,) int32: where each sequence begins, laid end to end, and where the last one ends
     longest: int  # tokens of the longest sequence
     tokens: int  # without padding
-    window_tokens: int  # trained tokens in the whole optimizer step: all micro-batches, all ranks
+    window_tokens: float  # trained tokens in the whole optimizer step, each by its weight: all micro-batches, all ranks
     window_rows: int  # rows in it
     rows: tuple[int, ...]
     sequences: int  # S; 0 where a rank has no row: then one token stands there that belongs to none
@@ -60,6 +60,11 @@ class Batch:
         trained = torch.full_like(last, -1).scatter_reduce(0, self.owner, self.predict_at + 1, "amax")
         return torch.where(trained < 0, last, trained)
 
+    @property
+    def weights(self) -> Any:
+        """(N,): what each trained token counts; None: all the same."""
+        return self.extras.get("weight")
+
     def extra(self, name: str) -> Tensor:
         """One of ``extras``; of a batch without rows, which has none, no number."""
         return self.extras[name] if self.sequences else torch.zeros(0, device=self.predict_at.device)
@@ -84,7 +89,7 @@ class Step:
 
     micro_batches: tuple[tuple[int, ...], ...]
     sequences: dict[int, tuple[Sequence, ...]]  # of each row
-    window_tokens: int  # trained tokens of all ranks
+    window_tokens: float  # trained tokens of all ranks, each by its weight
     window_rows: int  # rows of all ranks
     position: tuple[int, int] | None  # (epoch, window) of training; None: these rows are evaluated
     flat: bool
@@ -135,7 +140,7 @@ class Step:
         return self
 
 
-def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: int, window_rows: int, *, flat: bool, pad_id: int) -> Batch:
+def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: float, window_rows: int, *, flat: bool, pad_id: int) -> Batch:
     """Lay the sequences out as one batch."""
     # A rank without rows in a short window still takes part in the step: one token, nothing trained.
     shown = sequences or [Sequence(np.array([pad_id], np.int32), np.array([IGNORE], np.int32))]

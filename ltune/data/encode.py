@@ -268,7 +268,8 @@ def _label(pieces: Pieces, train_on: TrainOn, weights: np.ndarray | None = None)
         return None
     labels = np.where(weights[roles] > 0, sequence.labels, IGNORE)
     weight = weights[roles][labels != IGNORE]
-    return replace(sequence, labels=labels, extras={"weight": weight}) if len(weight) else None
+    extras = {"weight": weight, "weights": weight.sum()}  # of each trained token, and of all
+    return replace(sequence, labels=labels, extras=extras) if len(weight) else None
 
 
 def _trained(pieces: Pieces, train_on: TrainOn) -> Sequence | None:

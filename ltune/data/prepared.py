@@ -82,6 +82,11 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.trained)
 
+    @property
+    def counted(self) -> np.ndarray:
+        """(rows,): the trained tokens of each, by their weights where they have some."""
+        return self._of_rows(self._extras["weights"].astype(np.float64)) if "weights" in self._extras else np.asarray(self.trained)
+
     def __getitem__(self, row: int) -> tuple[Sequence, ...]:
         """Its sequences: two (tokens,) int32 arrays each, read-only, and the extras."""
         if not 0 <= row < len(self):

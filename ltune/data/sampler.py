@@ -18,7 +18,7 @@ class MicroBatch:
     """Rows that one rank evaluates at once."""
 
     rows: tuple[int, ...]
-    window_tokens: int  # trained tokens in all of them, all ranks
+    window_tokens: float  # trained tokens in all of them, all ranks, each by its weight
     window_rows: int  # how many they are
 
 
@@ -27,7 +27,7 @@ class Window:
     """The rows that one rank trains on in one optimizer step, divided into micro-batches."""
 
     micro_batches: tuple[tuple[int, ...], ...]  # none where a short window leaves a rank without work
-    tokens: int  # trained tokens in the whole window, all ranks
+    tokens: float  # trained tokens in the whole window, all ranks, each by its weight
     rows: int  # in the whole window, all ranks
     position: tuple[int, int]  # (epoch, window)
 
@@ -41,7 +41,7 @@ class WindowSampler(Sampler[Window]):
     """Yields one epoch's windows of one rank at each iteration, epoch after epoch.
 
     Args:
-        trained: Trained tokens of each row, (rows,).
+        trained: Trained tokens of each row, each by its weight, (rows,).
         seed: Of the order.
         batch_size: Rows in a micro-batch.
         accumulate: Micro-batches of a rank in a window.
@@ -95,7 +95,7 @@ class WindowSampler(Sampler[Window]):
 
     def deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int]) -> Window:
         """This rank's share of a window; micro-batch j goes to rank j modulo the number of ranks."""
-        tokens = int(sum(self.trained[list(rows)].sum() for rows in micro_batches))
+        tokens = sum(self.trained[list(rows)].sum().item() for rows in micro_batches)
         rows = sum(map(len, micro_batches))
         return Window(tuple(micro_batches[self.rank :: self.world_size]), tokens, rows, position)
 
@@ -104,7 +104,7 @@ class InOrder(Sampler[MicroBatch]):
     """The rows once, in file order, dealt to the ranks; every rank gets as many micro-batches.
 
     Args:
-        trained: Trained tokens of each row, (rows,).
+        trained: Trained tokens of each row, each by its weight, (rows,).
         batch_size: Rows in a micro-batch.
         rank: This process.
         world_size: Processes.
@@ -123,4 +123,4 @@ class InOrder(Sampler[MicroBatch]):
         for turn in range(len(self)):
             begin = (turn * self.world_size + self.rank) * self.batch_size
             rows = tuple(range(begin, min(begin + self.batch_size, len(self.trained))))
-            yield MicroBatch(rows, int(self.trained.sum()), len(self.trained))
+            yield MicroBatch(rows, self.trained.sum().item(), len(self.trained))

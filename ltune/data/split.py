@@ -20,12 +20,12 @@ class Split:
 
     prepared: Prepared
     indices: np.ndarray  # (rows,) int64
-    trained: np.ndarray  # (rows,) int64: trained tokens of each
+    trained: np.ndarray  # (rows,): trained tokens of each, by their weights
 
     @classmethod
     def whole(cls, prepared: Prepared) -> "Split":
         """All rows."""
-        return cls(prepared, np.arange(len(prepared)), np.asarray(prepared.trained))
+        return cls(prepared, np.arange(len(prepared)), prepared.counted)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,7 +46,7 @@ def split(prepared: Prepared, val_size: int | float, seed: int) -> tuple[Split, 
     if held_out >= len(prepared):
         raise UsageError(f"data.val_size: {val_size} would hold out {held_out} of {len(prepared)} rows; none would be left to train on.")
     drawn = torch.randperm(len(prepared), generator=torch.Generator().manual_seed(seed)).numpy()
-    trained = np.asarray(prepared.trained)
+    trained = prepared.counted
     val, train = np.sort(drawn[:held_out]), np.sort(drawn[held_out:])
     return Split(prepared, train, trained[train]), Split(prepared, val, trained[val])
 

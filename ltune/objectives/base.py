@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
 from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Loss(NamedTuple):
@@ -50,7 +53,7 @@ class Objective(ABC):
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """The loss of one micro-batch."""
 
-    def counted(self, batch: Batch) -> tuple[int, int]:
+    def counted(self, batch: Batch) -> tuple[float, float]:
         """What the loss is an average over: how many of them the batch has, and the whole window. Rows, unless told otherwise."""
         return len(batch.rows), batch.window_rows
 
@@ -59,6 +62,17 @@ class Objective(ABC):
         return {}
 
     # -- around the steps -----------------------------------------------------------------------------------------------------------
+
+    def suit(self, tokenizer: "PreTrainedTokenizerBase", load: Callable[..., "PreTrainedTokenizerBase"]) -> None:  # noqa: B027
+        """See that it goes with the model's tokenizer, before anything else is read.
+
+        Args:
+            tokenizer: The model's.
+            load: ``load(model, revision=None)``: another model's.
+
+        Raises:
+            UsageError: It does not.
+        """
 
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:  # noqa: B027 (nothing, unless told otherwise)
         """Put beside the model, adapter and all, what is trained with it (heads), and load what is not (reference, teacher, reward model).

@@ -1,7 +1,7 @@
 """Distillation: the student's distribution of each trained token moves towards the teacher's (https://arxiv.org/abs/1503.02531)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,10 +95,16 @@ class Distill(TokenLoss):
 
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """Load the teacher."""
+        from peft import PeftModel
+
         if self.name is not None:
             self.teacher = load(self.name, revision=self.revision, quantize=self.quantize)
+        elif not isinstance(model, PeftModel):
+            raise UsageError(
+                "Distill teacher: null is the model without its adapter, and this one has none.\nName a teacher, for example the model itself."
+            )
 
-    def fit(self, tokenizer: "PreTrainedTokenizerBase", load: Callable[..., Any]) -> None:
+    def suit(self, tokenizer: "PreTrainedTokenizerBase", load: Callable[..., "PreTrainedTokenizerBase"]) -> None:
         """Refuse a teacher with another tokenizer: its probabilities would be of other tokens."""
         if self.name is None:
             return

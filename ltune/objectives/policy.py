@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltune.data.collate import Batch
-from ltune.models.fast.model import FastModel
+from ltune.models.attention import evaluating
+from ltune.models.fast.model import FastModel, scaling_of_logits
+from ltune.models.noise import with_noise
 
 
 class Policy:
@@ -31,11 +33,22 @@ class Policy:
         self.fast = fast
         self.keeps_positions = "logits_to_keep" in inspect.signature(forward_of.forward).parameters
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """Minus the log-probability of each trained token: (N,) float32."""
+    @property
+    def training(self) -> bool:
+        """Whether it is being trained just now, not validated."""
+        return self.model.training
+
+    def token_losses(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """Minus the log-probability of each trained token: (N,) float32.
+
+        Args:
+            batch: The batch.
+            smoothing: Share of each target that is spread over all tokens, as torch's ``label_smoothing``.
+        """
         if self.fast is not None and batch.flat:
-            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets)
-        return F.cross_entropy(self._logits(batch, batch.predict_at).float(), batch.targets, reduction="none")
+            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets, smoothing)
+        logits = self._logits(batch, batch.predict_at).float()
+        return F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=smoothing)
 
     def hidden(self, batch: Batch, at: Tensor | None = None) -> Tensor:
         """What the head reads at the positions ``at`` of the flattened input; None: before the trained tokens. (N, H), in the products'
@@ -43,7 +56,32 @@ class Policy:
         at = batch.predict_at if at is None else at
         if self.fast is not None and batch.flat:
             return self.fast.hidden(*_places(batch), at)
+        if self.has_plain_head:
+            return self.bare.base_model(**_inputs(batch), use_cache=False).last_hidden_state.flatten(0, 1)[at]
         return self._logits_and_hidden(batch, at)[1]
+
+    @cached_property
+    def has_plain_head(self) -> bool:
+        """Whether the logits are ``head`` of ``hidden`` and nothing more, seen on a few tokens."""
+        if self.fast is not None:
+            return True
+        decoder = self.bare.base_model
+        if decoder is self.bare or scaling_of_logits(self.bare):
+            return False
+        ids = torch.arange(3, device=self.bare.device)[None]
+        with torch.no_grad(), evaluating(self.bare):
+            logits = self.bare(ids, use_cache=False).logits
+            read = decoder(ids, use_cache=False).last_hidden_state
+            return torch.allclose(self.bare.get_output_embeddings()(read).float(), logits.float(), atol=1e-5, rtol=1e-3)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (n, V) of what is read (n, H), where the model has a plain head."""
+        return self.fast.logits_from(hidden) if self.fast is not None else self.bare.get_output_embeddings()(hidden)
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.bare.get_output_embeddings().weight.shape[0]
 
     def logits(self, batch: Batch) -> Tensor:
         """Of the next token before each trained one: (N, V), in the products' dtype. All at once: mind the memory."""
@@ -58,6 +96,23 @@ class Policy:
             return self.fast.losses_from(hidden, batch.targets), hidden
         logits, hidden = self._logits_and_hidden(batch, batch.predict_at)
         return F.cross_entropy(logits.float(), batch.targets, reduction="none"), hidden
+
+    @contextmanager
+    def noise(self, batch: Batch, alpha: float) -> Iterator[None]:
+        """Within it the batch's embedded tokens have NEFTune's noise (models/noise.py); 0: none."""
+        if not alpha:
+            yield
+            return
+        noisy = lambda embedded: with_noise(embedded, batch.starts, batch.attention_mask, alpha)  # noqa: E731
+        if self.fast is not None and batch.flat:
+            with self.fast.embedding(noisy):
+                yield
+            return
+        hook = self.bare.get_input_embeddings().register_forward_hook(lambda module, inputs, output: noisy(output))
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -90,10 +145,9 @@ class Policy:
 
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
         if batch.flat and self.keeps_positions:
-            return self.model(**inputs, use_cache=False, logits_to_keep=at).logits[0]
-        return self.model(**inputs, use_cache=False).logits.flatten(0, 1)[at]
+            return self.model(**_inputs(batch), use_cache=False, logits_to_keep=at).logits[0]
+        return self.model(**_inputs(batch), use_cache=False).logits.flatten(0, 1)[at]
 
     def _logits_and_hidden(self, batch: Batch, at: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
@@ -114,6 +168,10 @@ def _active(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         model.base_model.set_adapter(before)  # which also makes it trainable again
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor | None]:
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
 
 
 def _places(batch: Batch) -> tuple[Tensor, Tensor, Tensor, int]:

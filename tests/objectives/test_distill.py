@@ -135,8 +135,6 @@ def test_logits_never_stand_in_memory_whole(student, teacher, way, monkeypatch):
 
 
 def test_a_head_that_is_more_than_a_product_is_used_as_it_is(student, teacher):
-    plain = student.lm_head.forward
-    student.lm_head.forward = lambda read: plain(read)
     forward = student.forward
 
     def capped(*arguments, **options):
@@ -146,11 +144,9 @@ def test_a_head_that_is_more_than_a_product_is_used_as_it_is(student, teacher):
 
     student.forward = capped
     made = Policy(student, student)
-    made.keeps_positions = True
     assert not made.has_plain_head
     loss, _ = distill(teacher, "flat").loss(made, batch())
     (mine, _), (theirs, _) = whole(student), whole(teacher)
-    mine = 5 * torch.tanh(mine / 5) if mine.abs().max() > 5 else mine
     torch.testing.assert_close(loss, ForwardKL().of(mine.log_softmax(-1), theirs.log_softmax(-1)).mean(), atol=1e-5, rtol=1e-5)
 
 

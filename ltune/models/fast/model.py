@@ -1,6 +1,6 @@
 """A causal model the quick way: embeddings, layers, norm, head."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,10 +35,8 @@ class FastModel:
         self.head = causal.get_output_embeddings()
         if self.decoder is None or type(self.head) is not torch.nn.Linear or self.head.bias is not None:
             raise Unsuited(f"{type(causal).__name__} has no plain head over a decoder")
-        config = causal.config.get_text_config()
-        for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(config, option, None) not in (None, 1, 1.0):
-                raise Unsuited(f"{option} in its configuration")
+        if option := scaling_of_logits(causal):
+            raise Unsuited(f"{option} in its configuration")
         self.dtype: torch.dtype = dtype
         self.layers: list[tuple[AttentionHalf, FeedForwardHalf]] = read_layers(self.decoder, dtype)
         self.norm: Norm = read_norm(self.decoder.norm)
@@ -51,6 +49,7 @@ class FastModel:
         self.shelf: Shelf = Shelf()
         self.graphs: TrainingGraphs | None = None
         self.host_embeddings: Tensor | None = None  # (V, H), pinned
+        self.change: Callable[[Tensor], Tensor] | None = None  # of the embedded tokens
         self._versions: int = -1
         self._others: dict[str, list[LowRank]] = {}  # by adapter, of each projection
 
@@ -87,7 +86,14 @@ class FastModel:
         return [one for a, f in self.layers for one in (a.qkv, a.out, f.gate_up, f.down)]
 
     def token_losses(
-        self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, predict_at: Tensor, targets: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        starts: Tensor,
+        longest: int,
+        predict_at: Tensor,
+        targets: Tensor,
+        smoothing: float = 0.0,
     ) -> Tensor:
         """The cross-entropy at each trained position, (N,) float32.
 
@@ -98,10 +104,11 @@ class FastModel:
             longest: Tokens of the longest row.
             predict_at: (N,): the positions before trained tokens.
             targets: (N,): the trained tokens.
+            smoothing: Share of each target that is spread over all tokens.
         """
         with torch.autocast(input_ids.device.type, enabled=False):
             hidden = self.hidden(input_ids, position_ids, starts, longest, predict_at)
-            return self.losses_from(hidden, targets)
+            return self.losses_from(hidden, targets, smoothing)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, at: Tensor) -> Tensor:
         """What the head reads at the positions ``at``, (N,): (N, H)."""
@@ -111,16 +118,25 @@ class FastModel:
                 return x[:0]
             return NormStep.apply(x, self.norm.weight, self.norm, at)
 
-    def losses_from(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def losses_from(self, hidden: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """The cross-entropy of the targets (N,) under the head's reading of (N, H): (N,) float32."""
         if not len(targets):
             return hidden.float().sum(-1)
-        return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, torch.is_grad_enabled())
+        return HeadLoss.apply(hidden, self.head.weight, targets, self.head_chunk, torch.is_grad_enabled(), smoothing)
 
     def logits_from(self, hidden: Tensor) -> Tensor:
         """(N, V) of (N, H)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return hidden @ self.head.weight.to(hidden.dtype).mT
+
+    @contextmanager
+    def embedding(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within it embedded tokens (T, H) are changed so; no step is replayed from CUDA graphs."""
+        self.change = change
+        try:
+            yield
+        finally:
+            self.change = None
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -153,7 +169,7 @@ class FastModel:
         """What the last norm reads, (T, H)."""
         training = torch.is_grad_enabled()
         self._refresh()
-        if self.graphs is None or not training or len(input_ids) > SHORT:
+        if self.graphs is None or self.change is not None or not training or len(input_ids) > SHORT:
             return self._layers(input_ids, position_ids, rows, training)
         key, inputs = padded(input_ids, position_ids, rows.starts)
         if self.graphs.ready(key, inputs):
@@ -181,8 +197,10 @@ class FastModel:
 
     def _embedded(self, input_ids: Tensor) -> Tensor:
         if self.host_embeddings is None:
-            return self.decoder.embed_tokens(input_ids)
-        return self.host_embeddings[input_ids.cpu()].to(input_ids.device)
+            embedded = self.decoder.embed_tokens(input_ids)
+        else:
+            embedded = self.host_embeddings[input_ids.cpu()].to(input_ids.device)
+        return embedded if self.change is None else self.change(embedded)
 
     def _rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
@@ -224,6 +242,13 @@ class NormStep(torch.autograd.Function):
         d, dweight = ctx.norm.backward(dy.contiguous(), chosen, r)
         dx = torch.zeros(ctx.tokens, d.shape[1], dtype=d.dtype, device=d.device).index_copy_(0, at, d)
         return dx, dweight[0] if dweight else None, None, None
+
+
+def scaling_of_logits(causal: Any) -> str | None:
+    """The option by which a model's logits are more than the head's product; None where there is none."""
+    config = causal.config.get_text_config()
+    options = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return next((option for option in options if getattr(config, option, None) not in (None, 1, 1.0)), None)
 
 
 def _by_kind(rotary: Any) -> bool:
