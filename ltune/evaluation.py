@@ -27,7 +27,7 @@ class Evaluation(nn.Module):
         self.metric_names: tuple[str, ...] = ()
         self.to(device)
 
-    def add(self, loss: Tensor, metrics: Metrics, count: int, window: int, dataset: int) -> None:
+    def add(self, loss: Tensor, metrics: Metrics, count: float, window: float, dataset: int) -> None:
         """A batch's shares, how many tokens or rows they are of and out of how many, and the number of its data set."""
         for number in {0, dataset + 1} & set(range(len(self.names))):
             self.losses[number].update(loss * window)  # type: ignore[operator]

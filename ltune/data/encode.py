@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ltune.data import pairs
 from ltune.data import truncation as cut
+from ltune.data.labels import TrainOn, label, sequence_of
 from ltune.data.pieces import ControlTokens, Conversation, PieceMaker, Pieces
-from ltune.data.roles import ASSISTANT, apart, weight_table
+from ltune.data.roles import weight_table
 from ltune.data.rounds import Shortener, fitting
-from ltune.data.rows import IGNORE, Chat, Message, Pair, Rated, Row, Sequence, Text
+from ltune.data.rows import Chat, Message, Pair, Rated, Row, Sequence, Text
 from ltune.data.templates import Template
 from ltune.data.tokens import Tokens
 from ltune.errors import UsageError
@@ -23,7 +24,6 @@ from ltune.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TrainOn = Literal["assistant", "last", "all"]
 Made = list[tuple[Pieces, Counter[str]]]
 
 
@@ -169,7 +169,7 @@ class Encoder:
         else:
             left, cut_off = self._shorten(asked, tokens), True
             kept = [] if left is None else [left]
-        sequences = [sequence for part in kept if (sequence := _label(part, self.train_on, self.weights)) is not None]
+        sequences = [sequence for part in kept if (sequence := label(part, self.train_on, self.weights)) is not None]
         if not sequences:
             return self._nothing_left(bool(kept))
         return Encoded(sequences, cut_off, spelled, _empty(asked.messages, only_last), ends_cut, split=len(kept) > 1)
@@ -192,7 +192,7 @@ class Encoder:
         if answer is None:
             return None
         (kept,) = pairs.whole([answer], self.max_length) or pairs.llamafactory([answer], self.max_length)
-        return _label(kept.pieces(), "last")
+        return label(kept.pieces(), "last")
 
     def _answers(self, asked: list[Conversation], made: Made) -> Encoded | Dropped:
         """Of a pair, or one answer."""
@@ -210,7 +210,7 @@ class Encoder:
                 shorter = pairs.Answer.of(left)
                 assert shorter is not None, "an answer is never cut off without its prompt"
                 answers = pairs.with_prompt(found, shorter.prompt)
-        labelled = [_label(answer.pieces(), "last") for answer in answers or []]
+        labelled = [label(answer.pieces(), "last") for answer in answers or []]
         sequences = [sequence for sequence in labelled if sequence is not None]
         if not sequences or len(sequences) < len(labelled):
             return self._nothing_left(bool(labelled))
@@ -241,7 +241,7 @@ class Encoder:
         begin = [tokens.bos_id] if tokens.adds_bos and tokens.bos_id is not None else []
         ids = np.concatenate([np.array(begin, np.int32), pieces.ids, np.array([tokens.eos_id], np.int32)])
         blocks = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
-        sequences = [_sequence(block, block.copy()) for block in blocks if len(block) > 1]  # a single token has none before it
+        sequences = [sequence_of(block, block.copy()) for block in blocks if len(block) > 1]  # a single token has none before it
         return Encoded(sequences, False, spelled) if sequences else Dropped("no trained token")
 
 
@@ -255,45 +255,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _label(pieces: Pieces, train_on: TrainOn, weights: np.ndarray | None = None) -> Sequence | None:
-    """None if no token would be trained. ``weights`` of the roles that stand above the ids; a token that weighs nothing is not trained."""
-    if weights is None:
-        return _trained(pieces, train_on)
-    ids, roles = apart(pieces.ids)
-    roles[np.repeat(pieces.trained, pieces.lengths)] = ASSISTANT
-    sequence = _trained(replace(pieces, ids=ids), train_on)
-    if sequence is None:
-        return None
-    labels = np.where(weights[roles] > 0, sequence.labels, IGNORE)
-    weight = weights[roles][labels != IGNORE]
-    extras = {"weight": weight, "weights": weight.sum()}  # of each trained token, and of all
-    return replace(sequence, labels=labels, extras=extras) if len(weight) else None
-
-
-def _trained(pieces: Pieces, train_on: TrainOn) -> Sequence | None:
-    if train_on == "all":
-        return _sequence(pieces.ids, pieces.ids.copy()) if len(pieces.ids) > 1 else None
-    labels = np.full(len(pieces.ids), IGNORE, np.int32)
-    first = 0  # piece that is trained
-    if train_on == "last":
-        first = len(pieces.without_tail().trained)
-        while first and pieces.trained[first - 1]:
-            first -= 1
-    begin, count = 0, 0
-    for number, (length, trained) in enumerate(zip(pieces.lengths, pieces.trained, strict=True)):
-        end = begin + length
-        if trained and number >= first:
-            labels[begin:end] = pieces.ids[begin:end]
-            count += length if begin else length - 1  # nothing stands before the first token
-        begin = end
-    return _sequence(pieces.ids, labels) if count > 0 else None
-
-
-def _sequence(input_ids: np.ndarray, labels: np.ndarray) -> Sequence:
-    labels[0] = IGNORE
-    return Sequence(input_ids, labels)
 
 
 def _empty(messages: tuple[Message, ...], only_last: bool) -> bool:

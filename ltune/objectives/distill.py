@@ -11,7 +11,7 @@ from ltune.data.collate import Batch
 from ltune.data.rows import Chat, Row
 from ltune.errors import UsageError
 from ltune.models.quantize import NF4, Quantizer
-from ltune.objectives.base import Loss, Objective
+from ltune.objectives.base import Loss
 from ltune.objectives.divergence import Divergence, ForwardKL
 from ltune.objectives.logits import States, in_parts
 from ltune.objectives.policy import Policy
@@ -52,7 +52,7 @@ class Distill(TokenLoss):
         if not temperature > 0:
             raise UsageError(f"Distill temperature: above 0, got {temperature}")
         if not weight > 0 or not sft_weight >= 0:
-            raise UsageError(f"Distill: weight above 0 and sft_weight 0 or more, got {weight} and {sft_weight}.\nFor no teacher there is SFT.")
+            raise UsageError(f"Distill: weight above 0 and sft_weight 0 or more, got {weight}, {sft_weight}.\nFor no teacher there is SFT.")
         if dft and not sft_weight:
             raise UsageError("Distill dft: it goes with sft_weight, which is 0.")
         self.name, self.revision, self.quantize = teacher, teacher_revision, teacher_quantize
@@ -101,7 +101,7 @@ class Distill(TokenLoss):
             self.teacher = load(self.name, revision=self.revision, quantize=self.quantize)
         elif not isinstance(model, PeftModel):
             raise UsageError(
-                "Distill teacher: null is the model without its adapter, and this one has none.\nName a teacher, for example the model itself."
+                "Distill teacher: null is the model without its adapter, and this one has none.\nName a teacher, for example the model."
             )
 
     def suit(self, tokenizer: "PreTrainedTokenizerBase", load: Callable[..., "PreTrainedTokenizerBase"]) -> None:
