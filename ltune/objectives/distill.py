@@ -15,7 +15,7 @@ from ltune.objectives.base import Loss
 from ltune.objectives.divergence import Divergence, ForwardKL
 from ltune.objectives.logits import States, in_parts
 from ltune.objectives.policy import Policy
-from ltune.objectives.sft import TokenLoss, dynamic
+from ltune.objectives.sft import TokenLoss, checked_noise, dynamic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +34,7 @@ class Distill(TokenLoss):
         weight: Of the divergence.
         sft_weight: Of the cross-entropy with the row's own tokens; 0: the teacher alone teaches.
         dft: In that part, weigh each token by its probability, as SFT's dft does.
+        neftune_alpha: Noise on the student's embedded tokens in training, as SFT's.
     """
 
     rows: ClassVar[type[Row]] = Chat
@@ -48,6 +49,7 @@ class Distill(TokenLoss):
         weight: float = 1.0,
         sft_weight: float = 0.0,
         dft: bool = False,
+        neftune_alpha: float = 0.0,
     ) -> None:
         if not temperature > 0:
             raise UsageError(f"Distill temperature: above 0, got {temperature}")
@@ -57,7 +59,7 @@ class Distill(TokenLoss):
             raise UsageError("Distill dft: it goes with sft_weight, which is 0.")
         self.name, self.revision, self.quantize = teacher, teacher_revision, teacher_quantize
         self.divergence, self.temperature, self.weight = divergence, temperature, weight
-        self.sft_weight, self.dft = sft_weight, dft
+        self.sft_weight, self.dft, self.neftune_alpha = sft_weight, dft, checked_noise(neftune_alpha)
         self.teacher: Policy | None = None
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
@@ -65,7 +67,9 @@ class Distill(TokenLoss):
 
         The square keeps the gradient's size whatever the temperature.
         """
-        teacher, student = self._taught(policy, batch), States.of(policy, batch)
+        teacher = self._taught(policy, batch)
+        with policy.noise(batch, self.neftune_alpha if policy.training else 0.0):
+            student = States.of(policy, batch)
         width = min(teacher.width, student.width)  # one vocabulary, whose tables may be padded differently
 
         def compare(read: Tensor, taught: Tensor, targets: Tensor) -> Tensor:
@@ -95,11 +99,9 @@ class Distill(TokenLoss):
 
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """Load the teacher."""
-        from peft import PeftModel
-
         if self.name is not None:
             self.teacher = load(self.name, revision=self.revision, quantize=self.quantize)
-        elif not isinstance(model, PeftModel):
+        elif not hasattr(model, "disable_adapter"):
             raise UsageError(
                 "Distill teacher: null is the model without its adapter, and this one has none.\nName a teacher, for example the model."
             )

@@ -12,7 +12,7 @@ from ltune.errors import UsageError
 from ltune.objectives.base import Loss
 from ltune.objectives.logits import States, in_parts
 from ltune.objectives.policy import Policy
-from ltune.objectives.sft import TokenLoss
+from ltune.objectives.sft import TokenLoss, checked_noise
 
 LIKELIEST = 20  # tokens that the entropy is taken over
 SCALE = 3.0  # about its maximum, log 20
@@ -23,21 +23,23 @@ class EAFT(TokenLoss):
 
     Args:
         alpha: Exponent of the weight; 0: plain SFT.
+        neftune_alpha: Noise on the embedded tokens in training, as SFT's.
     """
 
     rows: ClassVar[type[Row]] = Chat
 
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, neftune_alpha: float = 0.0) -> None:
         if not alpha >= 0:
             raise UsageError(f"EAFT alpha: 0 or more, got {alpha}")
-        self.alpha = alpha
+        self.alpha, self.neftune_alpha = alpha, checked_noise(neftune_alpha)
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """(H_n / 3)^alpha -log p(token_n) over the trained tokens of the whole optimizer step; the weight has no gradient. Validation's is
         the plain cross-entropy."""
         if not policy.training:
             return Loss(self.mean(policy.token_losses(batch), batch), {})
-        states = States.of(policy, batch)
+        with policy.noise(batch, self.neftune_alpha):
+            states = States.of(policy, batch)
 
         def weighed(read: Tensor, targets: Tensor) -> Tensor:
             logits = states.head(read).float()  # (n, V)

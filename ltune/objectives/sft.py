@@ -40,11 +40,9 @@ class SFT(TokenLoss):
     def __init__(self, dft: bool = False, label_smoothing: float = 0.0, neftune_alpha: float = 0.0) -> None:
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"label_smoothing: 0 to below 1, got {label_smoothing}")
-        if not 0 <= neftune_alpha < float("inf"):
-            raise UsageError(f"neftune_alpha: 0 or more, got {neftune_alpha}")
         if dft and label_smoothing:
             raise UsageError("dft and label_smoothing are two answers to the same question: one target's probability.\nSet one of them.")
-        self.dft, self.label_smoothing, self.neftune_alpha = dft, label_smoothing, neftune_alpha
+        self.dft, self.label_smoothing, self.neftune_alpha = dft, label_smoothing, checked_noise(neftune_alpha)
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """Sum of -log p(token | what stands before it) / trained tokens in the whole optimizer step; in training, with what the options
@@ -60,6 +58,17 @@ class SFT(TokenLoss):
     def derived(self, loss: Tensor) -> dict[str, Tensor]:
         """The perplexity; validation's loss is the plain cross-entropy."""
         return {"perplexity": loss.exp()}
+
+
+def checked_noise(alpha: float) -> float:
+    """NEFTune's alpha.
+
+    Raises:
+        UsageError: It is no strength.
+    """
+    if not 0 <= alpha < float("inf"):
+        raise UsageError(f"neftune_alpha: 0 or more, got {alpha}")
+    return alpha
 
 
 def dynamic(losses: Tensor) -> Tensor:
