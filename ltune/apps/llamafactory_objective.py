@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ltune.apps.llamafactory_supervised import pretrain, sft, without_noise
 from ltune.apps.settings import Settings
 
 Value = str | dict[str, Any]
@@ -12,17 +13,10 @@ Value = str | dict[str, Any]
 def objective(settings: Settings) -> Value:
     """What ``stage`` names."""
     stages = {"sft": sft, "pt": pretrain, "rm": reward, "dpo": preference, "kto": kto}
-    return settings.choice("stage", stages, "sft")(settings)
-
-
-def sft(settings: Settings) -> Value:
-    """On conversations."""
-    return "SFT"
-
-
-def pretrain(settings: Settings) -> Value:
-    """On text."""
-    return "Pretrain"
+    made = settings.choice("stage", stages, "sft")
+    if made not in (sft, pretrain):
+        without_noise(settings)
+    return made(settings)
 
 
 def reward(settings: Settings) -> Value:

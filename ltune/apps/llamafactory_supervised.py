@@ -39,14 +39,18 @@ def asft(settings: Settings) -> dict[str, Any]:
         if bits not in (0, 4, 8):
             settings.lacks("ref_model_quantization_bit", f"{bits}: ltune has 4 and 8")
         options["teacher_quantize"] = {4: {"class_path": "NF4"}, 8: {"class_path": "Int8"}}.get(bits)
-        if settings.names("ref_model_adapters"):
-            settings.lacks("ref_model_adapters", "merge them into the reference model first")
+        adapters = settings.names("ref_model_adapters")
+        if len(adapters) > 1:
+            settings.lacks("ref_model_adapters", f"{len(adapters)} adapters: merge all but the last into the model first")
+        options |= {"teacher_adapter": adapters[-1]} if adapters else {}
     return options | {"weight": settings.number("asft_alpha", 0.1), "sft_weight": 1.0, "dft": True}
 
 
 def smoothing(settings: Settings) -> dict[str, float]:
     """Label smoothing."""
     share = settings.number("label_smoothing_factor", 0.0)
+    if not share:
+        settings.ignore("label_smoothing_factor")
     return {"label_smoothing": share} if share else {}
 
 
@@ -54,6 +58,12 @@ def noise(settings: Settings) -> dict[str, float]:
     """NEFTune's."""
     alpha = settings.number("neftune_noise_alpha", 0.0)
     return {"neftune_alpha": alpha} if alpha else {}
+
+
+def without_noise(settings: Settings) -> None:
+    """Of methods that have none."""
+    if settings.number("neftune_noise_alpha", 0.0):
+        settings.lacks("neftune_noise_alpha", "ltune has it for stage sft and pt")
 
 
 def _named(class_path: str, options: dict[str, Any]) -> Value:

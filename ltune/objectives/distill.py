@@ -28,6 +28,7 @@ class Distill(TokenLoss):
         teacher: Hub id or folder of a model with the same tokenizer; null: the model itself without its adapter, which keeps training
             close to where it began (with dft and weight 0.1 this is ASFT, https://arxiv.org/abs/2509.23753).
         teacher_revision: Commit or branch of a hub model.
+        teacher_adapter: Folder of a PEFT LoRA to put on the teacher.
         teacher_quantize: How the teacher's weights are stored: NF4, FP4, Int8; null: in 16 or 32 bits.
         divergence: ForwardKL, ReverseKL or JSD.
         temperature: Both models' logits are divided by it.
@@ -43,6 +44,7 @@ class Distill(TokenLoss):
         self,
         teacher: str | None = None,
         teacher_revision: str | None = None,
+        teacher_adapter: str | None = None,
         teacher_quantize: Quantizer | None = NF4(),  # noqa: B008 (stateless; jsonargparse shows it)
         divergence: Divergence = ForwardKL(),  # noqa: B008
         temperature: float = 1.0,
@@ -57,7 +59,9 @@ class Distill(TokenLoss):
             raise UsageError(f"Distill: weight above 0 and sft_weight 0 or more, got {weight}, {sft_weight}.\nFor no teacher there is SFT.")
         if dft and not sft_weight:
             raise UsageError("Distill dft: it goes with sft_weight, which is 0.")
-        self.name, self.revision, self.quantize = teacher, teacher_revision, teacher_quantize
+        if teacher is None and (teacher_adapter or teacher_revision):
+            raise UsageError("Distill teacher: null, and teacher_adapter or teacher_revision is given.\nName the teacher they belong to.")
+        self.name, self.revision, self.adapter, self.quantize = teacher, teacher_revision, teacher_adapter, teacher_quantize
         self.divergence, self.temperature, self.weight = divergence, temperature, weight
         self.sft_weight, self.dft, self.neftune_alpha = sft_weight, dft, checked_noise(neftune_alpha)
         self.teacher: Policy | None = None
@@ -100,7 +104,7 @@ class Distill(TokenLoss):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """Load the teacher."""
         if self.name is not None:
-            self.teacher = load(self.name, revision=self.revision, quantize=self.quantize)
+            self.teacher = load(self.name, revision=self.revision, quantize=self.quantize, adapter=self.adapter)
         elif not hasattr(model, "disable_adapter"):
             raise UsageError(
                 "Distill teacher: null is the model without its adapter, and this one has none.\nName a teacher, for example the model."

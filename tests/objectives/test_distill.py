@@ -57,7 +57,7 @@ def policy(model, way, causal=None):
 
 def distill(teacher, way, **options):
     made = Distill("teacher", **options)
-    made.extend(None, lambda name, revision, quantize: policy(teacher, way))
+    made.extend(None, lambda name, **options: policy(teacher, way))
     return made
 
 
@@ -160,10 +160,12 @@ def test_another_tokenizer_is_refused():
     Distill().suit(mine, None)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"weight": 0}, {"sft_weight": -1}, {"dft": True}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"teacher": None, "teacher_adapter": "some"}, {"weight": 0}, {"sft_weight": -1}, {"dft": True}]
+)
 def test_options_that_cannot_be(options):
     with pytest.raises(UsageError, match="Distill"):
-        Distill("teacher", **options)
+        Distill(**{"teacher": "teacher", **options})
 
 
 def test_without_an_adapter_there_is_nothing_to_leave_out(student):
