@@ -14,7 +14,7 @@ from ltune.models.fast.memory import REFUSED, Need, Setting, Shape, choose, leas
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.read import Unsuited
 from ltune.models.fast.training_graphs import BUCKET
-from ltune.models.outline import Outline, largest_quantized, outline
+from ltune.models.outline import Outline, largest_quantized, outline, stored_bytes
 from ltune.models.plain_memory import PlainShape, plain_need
 from ltune.models.precision import compute_dtype, weights_dtype
 
@@ -99,23 +99,33 @@ def plan(config: dict[str, Any], rows: PlannedRows, memory: int | None, devices:
 def outlined_model(config: dict[str, Any]) -> Outline:
     """The model as the configuration has it, without weights."""
     model, adapter = config["model"], made(config["model"]["adapter"])
-    return outline(
+    precision = str(config["trainer"]["precision"])
+    outlined = outline(
         model["model"],
-        dtype=weights_dtype(str(config["trainer"]["precision"]), frozen=adapter.freezes_base),
+        dtype=weights_dtype(precision, frozen=adapter.freezes_base),
         quantize=made(model["quantize"]),
         adapter=adapter,
         attention=model["attention"],
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
+    trusted = {model["model"]: model["trust_remote_code"]}
+    others = sum(
+        stored_bytes(other.model, weights_dtype(precision, frozen=True), other.quantize, other.revision, trusted.get(other.model))
+        for other in made(model["objective"]).beside()
+    )
+    return replace(outlined, stored=replace(outlined.stored, others=others))
 
 
-def made(value: dict[str, Any] | None) -> Any:
-    """What ``class_path`` and ``init_args`` name."""
-    if value is None:
-        return None
+def made(value: Any) -> Any:
+    """What ``class_path`` and ``init_args`` name, in a list too; anything else as it is."""
+    if isinstance(value, list):
+        return [made(one) for one in value]
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
     module, _, name = value["class_path"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**(value.get("init_args") or {}))
+    arguments = {key: made(inner) for key, inner in (value.get("init_args") or {}).items()}
+    return getattr(importlib.import_module(module), name)(**arguments)
 
 
 def on_cuda(config: dict[str, Any]) -> bool:
@@ -223,6 +233,7 @@ def parts(outlined: Outline, found: Need, devices: int, copies: int) -> dict[str
         "weights": stored.weights + moved,
         "quantization constants": stored.constants,
         "adapter": stored.adapter + copies,
+        "other models": stored.others,
         "held for products": found.held - moved,
         "optimizer": found.optimizer,
         "gradients": found.gradients + exchanged,

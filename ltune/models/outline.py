@@ -31,6 +31,7 @@ class Stored:
     weights: int
     constants: int  # scales of quantized weights
     adapter: int
+    others: int = 0  # models that stand beside it
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,16 @@ def outline(
         trained=sum(parameter.numel() for parameter in trained),
         trained_bytes=sum(parameter.nbytes for parameter in trained),
     )
+
+
+def stored_bytes(name: str, dtype: torch.dtype, quantize: Quantizer | None, revision: str | None = None, trusted: str | None = None) -> int:
+    """What a model takes that is only loaded, not trained. The arguments are ``outline``'s."""
+    source, arguments = resolve_model(name), hub_arguments(name, revision, trusted)
+    config = load_config(name, source, arguments)
+    with _silent():
+        quantization = quantization_for(name, config, quantize, dtype)
+    causal = _bare(name, config, dtype, quantization, None, arguments["trust_remote_code"])
+    return sum(vars(_stored(causal, {id(parameter) for parameter in causal.parameters()})).values())
 
 
 def _bare(name: str, config: Any, dtype: torch.dtype, quantization: Any, attention: str | None, trusted: bool) -> "PreTrainedModel":

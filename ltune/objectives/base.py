@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Row
+from ltune.models.quantize import Quantizer
 from ltune.objectives.metrics import Metrics
 from ltune.objectives.policy import Policy
 
@@ -26,6 +27,14 @@ class Loss(NamedTuple):
 
     loss: Tensor  # (): adding it up over the micro-batches and ranks of an optimizer step gives the step's loss
     metrics: Metrics  # shares as well, (); of a Mean, the sums are added up and divided when it is logged
+
+
+class Beside(NamedTuple):
+    """A frozen model beside the one that is trained."""
+
+    model: str
+    revision: str | None
+    quantize: Quantizer | None
 
 
 @dataclass
@@ -82,6 +91,10 @@ class Objective(ABC):
             load: ``load(model, revision=None, quantize=None, adapter=None)``: another model as a frozen policy, on the same device;
                 ``adapter`` is the folder of a PEFT LoRA to put on it.
         """
+
+    def beside(self) -> list["Beside"]:
+        """The models that ``extend`` loads, so that it can be told beforehand how much memory they take."""
+        return []
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """What the loss is computed on in place of the step's rows as they are read: with extras, or other sequences. Called before each

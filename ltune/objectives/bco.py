@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Rated, Row
 from ltune.errors import UsageError
-from ltune.objectives.base import Actor, Loss, Objective
+from ltune.objectives.base import Actor, Beside, Loss, Objective
 from ltune.objectives.logprobs import sequence_logps
 from ltune.objectives.policy import Policy
 from ltune.objectives.rated import told
@@ -60,6 +60,10 @@ class BCO(Objective):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """The reference."""
         self.reference.extend(model, load)
+
+    def beside(self) -> list[Beside]:
+        """What the reference loads."""
+        return self.reference.beside()
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """The rows, and nothing of a step that was not taken."""

@@ -11,7 +11,7 @@ from ltune.data.collate import Batch
 from ltune.data.rows import Chat, Row
 from ltune.errors import UsageError
 from ltune.models.quantize import NF4, Quantizer
-from ltune.objectives.base import Loss
+from ltune.objectives.base import Beside, Loss
 from ltune.objectives.divergence import Divergence, ForwardKL
 from ltune.objectives.logits import States, in_parts
 from ltune.objectives.policy import Policy
@@ -109,6 +109,10 @@ class Distill(TokenLoss):
             raise UsageError(
                 "Distill teacher: null is the model without its adapter, and this one has none.\nName a teacher, for example the model."
             )
+
+    def beside(self) -> list[Beside]:
+        """The teacher."""
+        return [] if self.name is None else [Beside(self.name, self.revision, self.quantize)]
 
     def suit(self, tokenizer: "PreTrainedTokenizerBase", load: Callable[..., "PreTrainedTokenizerBase"]) -> None:
         """Refuse a teacher with another tokenizer: its probabilities would be of other tokens."""

@@ -8,7 +8,7 @@ from torch import nn
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Pair, Row
 from ltune.errors import UsageError
-from ltune.objectives.base import Actor, Loss, Objective
+from ltune.objectives.base import Actor, Beside, Loss, Objective
 from ltune.objectives.pairs import Pairs, told
 from ltune.objectives.policy import Policy
 from ltune.objectives.preference_losses import PreferenceLoss, Sigmoid
@@ -58,6 +58,10 @@ class DPO(Objective):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """The reference."""
         self.reference.extend(model, load)
+
+    def beside(self) -> list[Beside]:
+        """What the reference loads."""
+        return self.reference.beside()
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """With the reference's log-probabilities, where they are cached."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Mismatched, Row, Sequence
 from ltune.errors import UsageError
-from ltune.objectives.base import Actor, Loss, Objective
+from ltune.objectives.base import Actor, Beside, Loss, Objective
 from ltune.objectives.logprobs import sequence_logps
 from ltune.objectives.metrics import Mean
 from ltune.objectives.policy import Policy
@@ -61,6 +61,10 @@ class KTO(Objective):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """The reference."""
         self.reference.extend(model, load)
+
+    def beside(self) -> list[Beside]:
+        """What the reference loads."""
+        return self.reference.beside()
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """The rows' own answers, each with the divergence of its micro-batch."""

@@ -15,7 +15,7 @@ from ltune.data.collate import Batch, Step
 from ltune.data.rows import IGNORE, Sequence
 from ltune.errors import UsageError
 from ltune.models.quantize import Quantizer
-from ltune.objectives.base import Actor
+from ltune.objectives.base import Actor, Beside
 from ltune.objectives.policy import Policy
 
 KEPT = "reference_losses"  # the extra that cached losses travel as
@@ -37,6 +37,10 @@ class Reference(ABC):
 
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:  # noqa: B027 (nothing, unless told otherwise)
         """Load what it needs beside the model; see ``Objective.extend``."""
+
+    def beside(self) -> list[Beside]:
+        """The models that it loads; see ``Objective.beside``."""
+        return []
 
     @abstractmethod
     def compute(self, policy: Policy, batch: Batch) -> Tensor:
@@ -142,6 +146,10 @@ class OtherModel(Reference):
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
         """Loads it."""
         self.policy = load(self.model, revision=self.revision, quantize=self.quantize, adapter=self.adapter)
+
+    def beside(self) -> list[Beside]:
+        """It."""
+        return [Beside(self.model, self.revision, self.quantize)]
 
     def compute(self, policy: Policy, batch: Batch) -> Tensor:
         """A pass of the other model."""

@@ -89,6 +89,17 @@ def test_8_billion_weights_from_a_config_alone(folder, capsys):
     assert found["ways"]["speed"]["total"] == found["ways"]["speed"]["peak"] + CONTEXT
 
 
+def test_a_teacher_beside_the_student_counts(folder, capsys):
+    alone = planned(capsys, "--model.objective", "Distill")[1]["ways"]["speed"]
+    options = ["--model.objective", "Distill", "--model.objective.teacher", "llama"]
+    four_bits = planned(capsys, *options)[1]["ways"]["speed"]
+    whole = planned(capsys, *options, "--model.objective.teacher_quantize", "null")[1]["ways"]["speed"]
+    assert alone["parts"]["other models"] == 0
+    assert four_bits["parts"]["other models"] / GIB == pytest.approx(5.3, abs=0.1)
+    assert whole["parts"]["other models"] / GIB == pytest.approx(8.03e9 * 2 / GIB, abs=0.1)
+    assert (four_bits["total"] - alone["total"]) / GIB == pytest.approx(5.3, abs=0.1)
+
+
 @pytest.mark.parametrize("memory", [8, 12, 16, 24, 48, 80])
 def test_auto_keeps_inside_the_memory(folder, capsys, memory):
     code, found = planned(capsys, "--model.model", "llama", "--memory", f"{memory}GiB", "--data.max_length", "1024")
