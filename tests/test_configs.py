@@ -35,10 +35,10 @@ def plain() -> dict:
 
 def test_as_many_as_were_shipped():
     assert [file.name for file in WHOLE] == [
-        *("bco.yaml", "cpo.yaml", "dpo.yaml", "kto.yaml", "llama3_lora_sft.yaml", "orpo.yaml"),
+        *("bco.yaml", "cpo.yaml", "distill.yaml", "dpo.yaml", "kto.yaml", "llama3_lora_sft.yaml", "orpo.yaml"),
         *("pretrain.yaml", "quickstart.yaml", "reward.yaml", "sft.yaml", "simpo.yaml"),
     ]
-    assert len(FRAGMENTS) == 25
+    assert len(FRAGMENTS) == 29
 
 
 @pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem)
