@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 
 from ltune.apps.planned_rows import PlannedRows
 from ltune.models.fast.memory import REFUSED, Need, Setting, Shape, choose, least, need, quickest
@@ -17,6 +18,7 @@ from ltune.models.fast.training_graphs import BUCKET
 from ltune.models.outline import Outline, largest_quantized, outline, stored_bytes
 from ltune.models.plain_memory import PlainShape, plain_need
 from ltune.models.precision import compute_dtype, weights_dtype
+from ltune.objectives import Objective
 
 GIB = 2**30
 WORTH = 0.95  # of what was needed: a change that saves less is not worth naming
@@ -112,20 +114,24 @@ def outlined_model(config: dict[str, Any]) -> Outline:
     trusted = {model["model"]: model["trust_remote_code"]}
     others = sum(
         stored_bytes(other.model, weights_dtype(precision, frozen=True), other.quantize, other.revision, trusted.get(other.model))
-        for other in made(model["objective"]).beside()
+        for other in objective_of(config).beside()
     )
     return replace(outlined, stored=replace(outlined.stored, others=others))
 
 
-def made(value: Any) -> Any:
-    """What ``class_path`` and ``init_args`` name, in a list too; anything else as it is."""
-    if isinstance(value, list):
-        return [made(one) for one in value]
-    if not isinstance(value, dict) or "class_path" not in value:
-        return value
+def made(value: dict[str, Any] | None) -> Any:
+    """What ``class_path`` and ``init_args`` name."""
+    if value is None:
+        return None
     module, _, name = value["class_path"].rpartition(".")
-    arguments = {key: made(inner) for key, inner in (value.get("init_args") or {}).items()}
-    return getattr(importlib.import_module(module), name)(**arguments)
+    return getattr(importlib.import_module(module), name)(**(value.get("init_args") or {}))
+
+
+def objective_of(config: dict[str, Any]) -> Objective:
+    """The objective, with whatever classes stand in its own options."""
+    parser = ArgumentParser()
+    parser.add_argument("--objective", type=Objective)
+    return parser.instantiate_classes(parser.parse_object({"objective": config["model"]["objective"]})).objective
 
 
 def on_cuda(config: dict[str, Any]) -> bool:
