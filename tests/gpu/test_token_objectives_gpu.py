@@ -7,14 +7,15 @@ from ltune.models.fast.loss import cross_entropy_
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+DISTILL = ["--model.objective", "Distill", "--model.objective.sft_weight", 0.5]
 METHODS = {
     "smoothing": ["--model.objective.label_smoothing", 0.1],
     "dft": ["--model.objective.dft", "true"],
     "noise": ["--model.objective.neftune_alpha", 5],
     "weights": ["--data.train_on", "all", "--data.weights", "{user: 0.1, template: 0}"],
     "eaft": ["--model.objective", "EAFT"],
-    "distill": ["--model.objective", "Distill", "--model.objective.teacher", "tiny", "--model.objective.sft_weight", 0.5],
-    "asft": ["--model.objective", "Distill", "--model.objective.weight", 0.1, "--model.objective.sft_weight", 1, "--model.objective.dft", "true"],
+    "distill": [*DISTILL, "--model.objective.teacher", "tiny"],
+    "asft": [*DISTILL, "--model.objective.weight", 0.1, "--model.objective.dft", "true"],
 }  # fmt: skip
 
 
