@@ -51,8 +51,10 @@ def _inner(config: Any) -> int:
 
 
 def of_layer(shape: PlainShape, tokens: int) -> int:
-    """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended, twice; gate, up and their product."""
-    row = shape.size * (2 * shape.hidden + shape.qkv + 2 * shape.attended + 4 * shape.inner) + 8 * shape.hidden
+    """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended, twice; gate, up and their product.
+    Where keys are fewer than queries, a mask of rows has them and the values repeated."""
+    repeated = 2 * shape.attended if shape.qkv < 3 * shape.attended else 0
+    row = shape.size * (2 * shape.hidden + shape.qkv + repeated + 2 * shape.attended + 4 * shape.inner) + 8 * shape.hidden
     if shape.adapted:
         row += 3 * shape.size * shape.hidden
     if shape.dropout:
