@@ -1,8 +1,10 @@
 """Every method of preferences runs from its own configuration: with 4-bit weights, flat and padded, resumed exactly, by two processes."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ltune.cli import main
@@ -83,6 +85,37 @@ def test_validation_has_the_metrics_too(fit):
     assert told["val/rewards/margins"] == pytest.approx(told["val/rewards/chosen"] - told["val/rewards/rejected"], abs=1e-5)
 
 
+REFERENCES = {
+    "another model, cached": {"class_path": "OtherModel", "init_args": {"model": "tiny", "quantize": "NF4", "cache": True}},
+    "its own, cached": {"class_path": "AdapterOff", "init_args": {"cache": True}},
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_another_reference_gives_the_same_steps_and_goes_on_exactly(name, fit):
+    """The model without its adapter is the embedded one in 4 bits, so that all of these are the same reference."""
+    reference = f"--model.objective.reference={json.dumps(REFERENCES[name])}"
+    plain = fit("dpo", "plain", 8)
+    whole = fit("dpo", "whole", 8, reference)  # into the third epoch
+    assert [line["train/loss"] for line in whole] == pytest.approx([line["train/loss"] for line in plain], abs=1e-4)
+    fit("dpo", "again", 5, reference)
+    resumed = fit("dpo", "again", 8, reference, "--resume.allow=[trainer.max_steps]")
+    assert [line["train/loss"] for line in resumed] == [line["train/loss"] for line in whole]
+
+
+def test_a_whole_model_with_another_one_as_its_reference(fit):
+    reference = json.dumps({"class_path": "OtherModel", "init_args": {"model": "tiny"}})
+    options = ["--model.adapter", "Full", "--model.quantize", "null", f"--model.objective.reference={reference}"]
+    lines = fit("dpo", "run", 2, *options)
+    assert lines[0]["train/loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert lines[1]["train/loss"] != lines[0]["train/loss"]
+
+
+def test_a_head_is_trained_in_float32_where_all_else_is_bf16(fit):
+    fit("reward", "run", 2, "--trainer.precision", "bf16-true")
+    assert {tensor.dtype for tensor in weights("run")["value_head.safetensors"].values()} == {torch.float32}
+
+
 # -- rows that teach nothing ------------------------------------------------------------------------------------------------------------
 
 QUESTION = "What is the house like? " * 60
@@ -128,7 +161,8 @@ def test_rows_of_another_kind_are_refused_with_what_the_objective_trains_on(tmp_
         ("dpo", "quickstart", "a pair needs the column chosen and rejected"),
         ("kto", "quickstart_pairs", "a rated answer needs the column label"),
     ):
-        assert main(["fit", "--config", str(CONFIGS / f"{method}.yaml"), "--run", "run", *SHORT, f"--data.datasets=[{rows}]"]) == 2
+        options = [*SHORT, "--trainer.max_steps", "1", f"--data.datasets=[{rows}]"]
+        assert main(["fit", "--config", str(CONFIGS / f"{method}.yaml"), "--run", "run", *options]) == 2
         told = capsys.readouterr().err
         assert said in told
         assert f"model.objective: {method.upper()} trains on" in told

@@ -22,7 +22,7 @@ class ValueHead(nn.Module):
 
     def __init__(self, hidden_size: int, bias: bool = True) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, 1, bias=bias)
+        self.linear = nn.Linear(hidden_size, 1, bias=bias, dtype=torch.float32)  # whatever the model is loaded in
         nn.init.normal_(self.linear.weight, std=1 / (hidden_size + 1) ** 0.5)
         if bias:
             nn.init.zeros_(self.linear.bias)

@@ -51,7 +51,7 @@ class BCO(Objective):
         logps = sequence_logps(policy.token_losses(batch), batch)
         rewards, good = self.beta * (logps - reference), batch.extra("good")
         shift = (self.sums[0] / self.sums[1].clamp(min=1)).mean().float()
-        weights = torch.where(good > 0, self.good_weight, self.bad_weight)
+        weights = good * self.good_weight + (1 - good) * self.bad_weight
         each = weights * bco(rewards, good > 0, shift)
         if torch.is_grad_enabled():
             self._note(rewards.detach().double(), good.double())

@@ -52,7 +52,7 @@ class KTO(Objective):
         reference = sequence_logps(self.reference.token_losses(policy, batch), batch)  # (S,)
         logps = sequence_logps(policy.token_losses(batch), batch)
         good, divergence = batch.extra("good"), batch.extra("divergence")
-        weights = torch.where(good > 0, self.good_weight, self.bad_weight)
+        weights = good * self.good_weight + (1 - good) * self.bad_weight
         each = weights * kto(logps - reference, good > 0, divergence, self.beta)
         estimate = Mean(divergence.sum(), torch.ones_like(divergence).sum())
         metrics = told(self.beta * (logps - reference), logps, good) | {"kl": estimate}

@@ -29,4 +29,4 @@ def shared_weights(batch: Batch, alpha: float) -> Tensor:
     first = lengths.cumsum(0) - lengths
     shared = lengths.view(batch.sequences // 2, 2).amin(1).repeat_interleave(2)
     place = torch.arange(len(batch.targets), device=lengths.device) - first[batch.owner]
-    return torch.where(place < shared[batch.owner], 1.0, alpha)
+    return 1 - (1 - alpha) * (place >= shared[batch.owner]).float()

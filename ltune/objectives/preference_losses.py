@@ -4,6 +4,7 @@ r_w = log p(chosen) / p_ref(chosen), r_l the same of the rejected answer, d = r_
 reference (CPO), p_ref is 1.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -89,9 +90,9 @@ class ExoPair(PreferenceLoss):
 
     def of(self, pairs: Pairs, beta: float) -> Tensor:
         """s(beta d) (log s(beta d) - log(1 - e)) + s(-beta d) (log s(-beta d) - log e)."""
-        logits = beta * pairs.margin
-        target = torch.tensor([1 - self.smoothing, self.smoothing], device=logits.device).log()
-        return logits.sigmoid() * (F.logsigmoid(logits) - target[0]) + (-logits).sigmoid() * (F.logsigmoid(-logits) - target[1])
+        logits, e = beta * pairs.margin, self.smoothing
+        right = logits.sigmoid() * (F.logsigmoid(logits) - math.log1p(-e))
+        return right + (-logits).sigmoid() * (F.logsigmoid(-logits) - math.log(e))
 
 
 class NCAPair(PreferenceLoss):
