@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ltune.apps.llamafactory_model import method, one_adapter, sampling, weights
+from ltune.apps.llamafactory_objective import steps_per_rollout
 from ltune.apps.settings import Settings
 from ltune.data.template_files import named, names
 
@@ -171,7 +172,8 @@ def checkpoint(settings: Settings) -> dict[str, Any]:
 def trainer(settings: Settings) -> dict[str, Any]:
     """Lightning's own part: length, accumulation, precision, clipping, logging, validation."""
     part = length(settings)
-    part["accumulate_grad_batches"] = settings.whole("gradient_accumulation_steps", 1)
+    # A step of PPO answers the prompts of a whole buffer, and trains on it part by part
+    part["accumulate_grad_batches"] = settings.whole("gradient_accumulation_steps", 1) * steps_per_rollout(settings)[1]
     part["precision"] = precision(settings)
     part["gradient_clip_val"] = settings.number("max_grad_norm", 1.0) or None
     if settings.number("logging_steps", 0.0) >= 1:
@@ -187,7 +189,7 @@ def length(settings: Settings) -> dict[str, Any]:
     """max_steps wins over num_train_epochs, which must be whole."""
     steps = settings.whole("max_steps", -1)
     if steps > 0:
-        return {"max_epochs": -1, "max_steps": steps}
+        return {"max_epochs": -1, "max_steps": steps * math.prod(steps_per_rollout(settings))}
     epochs = settings.number("num_train_epochs", 3.0)
     if epochs != int(epochs):
         settings.lacks("num_train_epochs", f"{epochs:g} is not whole; give max_steps")

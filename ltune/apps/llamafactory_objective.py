@@ -12,7 +12,7 @@ Value = str | dict[str, Any]
 
 def objective(settings: Settings) -> Value:
     """What ``stage`` names."""
-    stages = {"sft": sft, "pt": pretrain, "rm": reward, "dpo": preference, "kto": kto}
+    stages = {"sft": sft, "pt": pretrain, "rm": reward, "dpo": preference, "kto": kto, "ppo": ppo}
     made = settings.choice("stage", stages, "sft")
     if made not in (sft, pretrain):
         without_noise(settings)
@@ -67,6 +67,48 @@ def kto(settings: Settings) -> Value:
     return {"class_path": "KTO", "init_args": options | reference(settings)}
 
 
+def ppo(settings: Settings) -> Value:
+    """Scored by a reward model; TRL 0.9's PPO, which it uses, has ltune's other defaults."""
+    from ltune.apps.llamafactory_model import sampling
+
+    if not settings.flag("do_sample", True):
+        settings.lacks("do_sample", "PPO draws its answers")
+    options: dict[str, Any] = {
+        "rewards": [reward_model(settings)],
+        "sampling": sampling(settings),
+        "iterations": settings.whole("ppo_epochs", 4),
+        "mini_batches": settings.whole("ppo_buffer_size", 1),
+        "kl": {"class_path": "AdaptiveKL", "init_args": {"initial": 0.2, "target": settings.number("ppo_target", 6.0)}},
+    }
+    options |= {"normalize_scores": True} if settings.flag("ppo_score_norm") else {}
+    options |= {"whiten_rewards": True} if settings.flag("ppo_whiten_rewards") else {}
+    return {"class_path": "PPO", "init_args": options | reference(settings)}
+
+
+def steps_per_rollout(settings: Settings) -> tuple[int, int]:
+    """PPO's passes over a buffer, and its optimizer steps in each; where LLaMA-Factory counts one step."""
+    if settings.text("stage") != "ppo":
+        return 1, 1
+    return settings.whole("ppo_epochs", 4), settings.whole("ppo_buffer_size", 1)
+
+
+def reward_model(settings: Settings) -> dict[str, Any]:
+    """An adapter on the same base, or a whole model, perhaps with an adapter of its own."""
+    kind = settings.choice("reward_model_type", {"lora": "lora", "full": "full"}, "lora")
+    folder, adapters = settings.text("reward_model"), settings.names("reward_model_adapters")
+    if folder is None:
+        settings.lacks("reward_model", "PPO needs one")
+    if len(adapters) > 1:
+        settings.lacks("reward_model_adapters", f"{len(adapters)} adapters: merge all but the last into the model first")
+    key = "quantization_bit" if kind == "lora" else "reward_model_quantization_bit"
+    options: dict[str, Any] = {"folder": adapters[-1] if adapters else folder}
+    if kind == "lora":
+        options["model"] = settings.text("model_name_or_path")
+    elif adapters:
+        options["model"] = folder
+    return {"class_path": "ModelReward", "init_args": options | _stored(settings, key)}
+
+
 def reference(settings: Settings) -> dict[str, Any]:
     """LLaMA-Factory's: ``ref_model``; else the model without its adapter, and where there is none, the model as it was loaded."""
     model = settings.text("ref_model")
@@ -74,7 +116,7 @@ def reference(settings: Settings) -> dict[str, Any]:
         return {}
     options: dict[str, Any] = {"model": model or settings.text("model_name_or_path")}
     if model is not None:
-        options |= _stored(settings)
+        options |= _stored(settings, "ref_model_quantization_bit")
         adapters = settings.names("ref_model_adapters")
         if len(adapters) > 1:
             settings.lacks("ref_model_adapters", f"{len(adapters)} adapters: merge all but the last into the model first")
@@ -82,10 +124,10 @@ def reference(settings: Settings) -> dict[str, Any]:
     return {"reference": {"class_path": "OtherModel", "init_args": options}}
 
 
-def _stored(settings: Settings) -> dict[str, Any]:
-    bits = settings.whole("ref_model_quantization_bit", 0)
+def _stored(settings: Settings, key: str) -> dict[str, Any]:
+    bits = settings.whole(key, 0)
     if bits not in (0, 4, 8):
-        settings.lacks("ref_model_quantization_bit", f"{bits}: ltune has 4 and 8")
+        settings.lacks(key, f"{bits}: ltune has 4 and 8")
     return {"quantize": {"class_path": "NF4" if bits == 4 else "Int8"}} if bits in (4, 8) else {}
 
 

@@ -39,14 +39,14 @@ class ValueHead(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "ValueHead":
-        """What ``save`` wrote.
+        """What ``save`` wrote, or LLaMA-Factory.
 
         Raises:
             UsageError: There is none.
         """
         if not (folder / WEIGHTS).is_file():
             raise UsageError(f"{folder} has no {WEIGHTS}: it is not the result of a reward model's training.")
-        tensors = load_file(folder / WEIGHTS)
+        tensors = {name.replace("v_head.summary.", "linear."): tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         head = cls(tensors["linear.weight"].shape[1], bias="linear.bias" in tensors)
         head.load_state_dict(tensors)
         return head

@@ -134,6 +134,33 @@ LORA = "model.adapter.init_args"
         # objective, optimizer, schedule
         ({"stage": "pt", "packing": False}, "model.objective", "Pretrain"),
         ({"stage": "rm"}, "model.objective", "Reward"),
+        (
+            {"stage": "ppo", "reward_model": "saves/rm", "ppo_epochs": 2, "ppo_buffer_size": 3, "ppo_target": 5, "quantization_bit": 4},
+            "model.objective.init_args",
+            {
+                "rewards": [
+                    {
+                        "class_path": "ModelReward",
+                        "init_args": {"folder": "saves/rm", "model": "tiny", "quantize": {"class_path": "NF4"}},
+                    }
+                ],
+                "sampling": {"max_new_tokens": 1024, "temperature": 0.95, "top_p": 0.7, "top_k": 50, "repetition_penalty": 1.0},
+                "iterations": 2,
+                "mini_batches": 3,
+                "kl": {"class_path": "AdaptiveKL", "init_args": {"initial": 0.2, "target": 5.0}},
+            },
+        ),
+        (
+            {"stage": "ppo", "reward_model": "saves/rm", "ppo_buffer_size": 3, "gradient_accumulation_steps": 2},
+            "trainer.accumulate_grad_batches",
+            6,
+        ),
+        ({"stage": "ppo", "reward_model": "saves/rm", "max_steps": 5}, "trainer.max_steps", 20),
+        (
+            {"stage": "ppo", "reward_model": "rm", "reward_model_type": "full", "reward_model_adapters": "a"},
+            "model.objective.init_args.rewards",
+            [{"class_path": "ModelReward", "init_args": {"folder": "a", "model": "rm"}}],
+        ),
         ({"stage": "dpo"}, "model.objective", {"class_path": "DPO", "init_args": {"beta": 0.1}}),
         (
             {"stage": "dpo", "pref_beta": 0.2, "pref_ftx": 0.5, "dpo_label_smoothing": 0.1, "ld_alpha": 0.3},
@@ -233,6 +260,10 @@ def test_carried(keys, path, expected):
         {"adapter_name_or_path": "a", "create_new_adapter": True},
         {"adapter_folder": "sub"},
         {"stage": "dpo", "pref_loss": "kto_pair"},
+        {"stage": "ppo", "reward_model": None},
+        {"stage": "ppo", "reward_model": "rm", "reward_model_type": "api"},
+        {"stage": "ppo", "reward_model": "rm", "reward_model_adapters": "a,b"},
+        {"stage": "ppo", "reward_model": "rm", "do_sample": False},
         {"stage": "dpo", "pref_bco_weight": 0.5},
         {"stage": "dpo", "ref_model": "other", "ref_model_adapters": "a,b"},
         {"stage": "kto", "pref_ftx": 0.5},
