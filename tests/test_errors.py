@@ -184,7 +184,7 @@ def with_template(source: str):
         (shutil.rmtree, ["no folder ./base", "hub id"]),
         (without("tokenizer.json", "tokenizer_config.json"), ["the folder ./base has no tokenizer", "tokenizer.json"]),
         (without("chat_template.jinja"), ["data.template: null", "tokenizer has none", "--data.template"]),
-        (with_template("{% for m in messages %}{{ m.role }}{% endfor %}"), ["of the tokenizer", "answers do not show in its text"]),
+        (with_template("{% for m in messages %}{{ m.role }}{% endfor %}"), ["of the tokenizer", "leaves out what the assistant says"]),
         (without("config.json"), ["base"]),
         (without("model.safetensors"), ["the folder ./base has no weights", "model.safetensors"]),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"broken"), ["cannot get the weights", "folder ./base"]),
