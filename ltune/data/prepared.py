@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ltune.data.chunks import Made, Part
 from ltune.data.contents import content_hash, identity, while_unchanged
 from ltune.data.encode import Encoder
+from ltune.data.growing import Growing, sync, sync_one
 from ltune.data.processes import encode_rows
 from ltune.data.read import BadRows, place_prefixes
 from ltune.data.report import Tally, data_report, write_report
@@ -237,14 +238,14 @@ def _build(target: Path, parts: list[Part], files: list[dict], chunks: Iterator[
     stage = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}@{socket.gethostname()}.", dir=target.parent))
     try:
         _write(stage, parts, files, chunks, per_row)
-        _sync(stage)
+        sync(stage)
         try:
             os.rename(stage, target)
         except OSError:
             if not target.exists():
                 raise
             return  # another process was faster, with the same contents
-        _sync_one(target.parent)
+        sync_one(target.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # gone already where it was renamed
 
@@ -254,10 +255,10 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
     tallies = [(part.source.name, Tally()) for part in parts]
     read_rows: Counter[tuple[int, str]] = Counter()  # by part and prefix
     prefixes: dict[str, int] = {}
-    extras: dict[str, _Growing] = {}
+    extras: dict[str, Growing] = {}
     tokens = noted = 0
     with ExitStack() as opened:
-        arrays = {name: opened.enter_context(_Growing(stage / f"{name}.npy", *kind)) for name, kind in KINDS.items()}
+        arrays = {name: opened.enter_context(Growing(stage / f"{name}.npy", *kind)) for name, kind in KINDS.items()}
         arrays["offsets"].append(np.zeros(1, np.int64))
         for made in chunks:
             numbers = np.array([prefixes.setdefault(prefix, len(prefixes)) for prefix in made.prefixes], np.int64)
@@ -271,7 +272,7 @@ def _write(stage: Path, parts: list[Part], files: list[dict], chunks: Iterator[M
                 arrays[name].append(value)
             for name, value in made.extras.items():
                 if name not in extras:
-                    extras[name] = opened.enter_context(_Growing(stage / f"{EXTRA.format(name)}.npy", "<f4"))
+                    extras[name] = opened.enter_context(Growing(stage / f"{EXTRA.format(name)}.npy", "<f4"))
                 extras[name].append(value)
             tally = tallies[made.part][1]
             tally += made.tally
@@ -289,51 +290,3 @@ def _refuse_nothing(tallies: list[tuple[str, Tally]]) -> None:
             left_out = tally.dropped | tally.skipped
             reasons = [f"{entry['rows']} rows: {reason} (first: {entry['places'][0]})" for reason, entry in left_out.items()]
             raise UsageError("\n".join([f"data set {name}: no row of it can be trained on.", *reasons[:3]]))
-
-
-class _Growing:
-    """A ``.npy`` file that rows are appended to; their number is written into the header at the end.
-
-    Args:
-        path: The file.
-        kind: Of the numbers, as NumPy writes it.
-        columns: Numbers in a row; 0: the array has one dimension.
-    """
-
-    def __init__(self, path: Path, kind: str, columns: int = 0) -> None:
-        self.path, self.kind, self.columns, self.length = path, kind, columns, 0
-
-    def __enter__(self) -> "_Growing":
-        self.file: BinaryIO = self.path.open("wb")
-        self._header()
-        self.begin = self.file.tell()
-        return self
-
-    def append(self, rows: np.ndarray) -> None:
-        """(n,) or (n, columns)."""
-        assert rows.dtype == self.kind, rows.dtype
-        self.file.write(np.ascontiguousarray(rows).data)
-        self.length += len(rows)
-
-    def __exit__(self, *error: object) -> None:
-        self.file.seek(0)
-        self._header()
-        assert self.file.tell() == self.begin, "NumPy pads the header so that a longer length fits in"
-        self.file.close()
-
-    def _header(self) -> None:
-        shape = (self.length, self.columns) if self.columns else (self.length,)
-        np.lib.format.write_array_header_1_0(self.file, {"descr": self.kind, "fortran_order": False, "shape": shape})
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,11 +23,11 @@ from ltune.data.rows import Prompt, Row
 from ltune.errors import DataError, UsageError
 from ltune.generation.answers import Answers
 from ltune.generation.sampling import Sampling
-from ltune.objectives.advantages import all_equal, deviation
 from ltune.objectives.base import Actor, Loss, Objective
 from ltune.objectives.policy import Policy
 from ltune.objectives.rewards import Answer, RewardFunction, names_of, scored, weighted
 from ltune.objectives.rollout import Rollout, made_of, step_of
+from ltune.objectives.rollout_facts import facts, line_of
 from ltune.objectives.rollouts_file import RolloutsFile
 
 EVALUATION = 2**31  # in place of the epoch, in the seeds of answers that are not trained on
@@ -59,6 +59,7 @@ class Reinforcement(Objective):
             if value < 1:
                 raise UsageError(f"{type(self).__name__}: {name} is 1 or more, got {value}")
         self.rewards, self.sampling, self.group = rewards, sampling, group
+        self.names = names_of(rewards)
         self.temperature = sampling.temperature  # log-probabilities are those that answers are drawn with
         self.mini_batches, self.repeats = mini_batches, iterations * mini_batches
         self.rollout: Rollout | None = None
@@ -143,9 +144,9 @@ class Reinforcement(Objective):
         with self._timed("score", actor):
             self._scored(mine, texts, actor)
             mine.of_tokens = self._read(mine, step, actor)
-        everyone = actor.gather((mine.state(), [self._line(mine, texts, number) for number in range(len(mine))]))
+        everyone = actor.gather((mine.state(), [line_of(mine, texts[number], number, self.names) for number in range(len(mine))]))
         rollout = Rollout.joined([Rollout.of(state) for state, _ in everyone])
-        self.told = {**self._facts(rollout), **self.judge(rollout)}
+        self.told = {**facts(rollout, self.names, self.group), **self.judge(rollout)}
         self.told |= {f"seconds/{name}": seconds for name, seconds in self.seconds.items()}
         log.info("rollout: %s", ", ".join(f"{name} {self.told[name]:.3g}" for name in ("reward", "reward_std", "completions/mean_length")))
         self._write([line for _, lines in everyone for line in lines], actor)
@@ -217,38 +218,6 @@ class Reinforcement(Objective):
 
     # -- what is told ---------------------------------------------------------------------------------------------------------------
 
-    def _facts(self, rollout: Rollout) -> dict[str, float]:
-        """Under TRL's names."""
-        known = rollout.rewards[~rollout.rewards.isnan()]
-        lengths, ended = rollout.answered.float(), rollout.ended
-        told = {
-            "reward": float(known.mean()) if len(known) else 0.0,
-            "reward_std": float(deviation(rollout.rewards[None].double())),
-            "frac_reward_zero_std": float(all_equal(rollout.rewards.view(-1, self.group)).float().mean()),
-            "completions/mean_length": float(lengths.mean()),
-            "completions/min_length": float(lengths.min()),
-            "completions/max_length": float(lengths.max()),
-            "completions/clipped_ratio": float((~ended).float().mean()),
-        }
-        for name, scores in zip(names_of(self.rewards), rollout.scores.double(), strict=True):
-            said = scores[~scores.isnan()]
-            told[f"rewards/{name}/mean"] = float(said.mean()) if len(said) else 0.0
-            told[f"rewards/{name}/std"] = float(deviation(scores[None]))
-        return told
-
-    def _line(self, rollout: Rollout, answers: list[Answer], number: int) -> dict[str, Any]:
-        answer = answers[number]
-        return {
-            "row": answer.place,
-            "prompt": answer.prompt[-1]["content"] if answer.prompt else "",
-            "answer": answer.text,
-            "label": answer.label,
-            "reward": float(rollout.rewards[number]),
-            "rewards": dict(zip(names_of(self.rewards), rollout.scores[:, number].tolist(), strict=True)),
-            "tokens": int(rollout.answered[number]),
-            "ended": bool(rollout.ended[number]),
-        }
-
     def _write(self, lines: list[dict[str, Any]], actor: Actor) -> None:
         if actor.rank == 0 and actor.folder is not None:
             self.file = self.file or RolloutsFile(Path(actor.folder) / "rollouts.jsonl")
@@ -289,7 +258,7 @@ class Reinforcement(Objective):
             "completions/mean_length": batch.extra("length").sum() / whole,
             "completions/clipped_ratio": (1 - batch.extra("ended")).sum() / whole,
         }
-        for number, name in enumerate(names_of(self.rewards)):
+        for number, name in enumerate(self.names):
             metrics[f"rewards/{name}/mean"] = batch.extra(f"score {number}").nan_to_num(0.0).sum() / whole
         return Loss(-reward, metrics)
 
