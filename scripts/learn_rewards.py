@@ -2,8 +2,8 @@
 
 python scripts/learn_rewards.py --folder /tmp/learned --image docs/images/rewards.png
 
-Prints a table: the reward of the first epoch's first 64 prompts (before much is learned), of the last epoch's rollouts, and of the held-out prompts;
-and the time of the whole command. Exit code 1 where a method does not get from below 0.3 to above 0.9.
+Prints a table: the mean reward of the first rollout, of the last epoch's rollouts, and of the held-out prompts before and after; and the
+time of the whole command. Exit code 1 where a method does not get from below 0.3 to above 0.9.
 """
 
 import argparse
