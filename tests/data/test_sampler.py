@@ -119,3 +119,14 @@ def test_in_order_deals_every_row_once():
 def test_in_order_gives_every_rank_as_many_micro_batches():
     ranks = [list(InOrder(np.ones(1, np.int64), batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
     assert ranks == [[MicroBatch((0,), 1, 1)], [MicroBatch((), 1, 1)]]
+
+
+def test_a_window_may_come_several_times_each_with_a_number_of_its_own():
+    once = list(sampler(21))
+    whole = WindowSampler(np.ones(21), seed=42, batch_size=2, accumulate=4, rank=0, world_size=1, repeats=3)
+    windows = list(whole)
+    assert len(whole) == len(windows) == 3 * len(once)
+    assert [window.position for window in windows] == [(0, number) for number in range(9)]
+    assert [rows_of(window) for window in windows] == [rows_of(window) for window in once for _ in range(3)]
+    later = WindowSampler(np.ones(21), seed=42, batch_size=2, accumulate=4, rank=0, world_size=1, repeats=3, start=(0, 4))
+    assert list(later) == windows[4:]
