@@ -1,4 +1,4 @@
-"""Each method of preferences learns a preference it knows nothing of: `python scripts/learn_preferences.py [METHOD ...]`.
+"""Each method of preferences learns a preference it knows nothing of: `python scripts/learn_preferences.py [METHOD ...] [--image FILE]`.
 
 The embedded model is trained on the embedded rows by each shipped configuration (configs/METHOD.yaml), and asked before and after
 which answer of pairs that it has never seen is the better one: by the log-probability per token, and a reward model by its reward.
@@ -86,7 +86,9 @@ def learn(method: str, options: list[str]) -> dict:
         seconds = time.perf_counter() - begun
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses = [line["train/loss"] for line in lines if "train/loss" in line]
+        margin = "train/margin" if method == "reward" else "train/rewards/margins"
         return {
+            "curve": [(line["step"], line[margin]) for line in lines if margin in line],
             "steps": max(line["step"] for line in lines), "loss": (losses[0], losses[-1]), "seconds": seconds,
             "before": before(method, batch), "after": after(method, run / "adapter", batch),
         }  # fmt: skip
@@ -96,13 +98,37 @@ def main() -> None:
     """All methods, or those named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", default=METHODS)
+    parser.add_argument("--image", type=Path, default=None, help="gets the curves of the margins")
     arguments, options = parser.parse_known_args()
+    curves = {}
     print("| objective | steps | loss, first and last | preferred before | after | seconds |\n| --- | --- | --- | --- | --- | --- |")
     for method in arguments.methods:
         found = learn(method, options)
+        curves[method] = found["curve"]
         first, last = found["loss"]
         shown = f"{found['before']:.2f} | {found['after']:.2f} | {found['seconds']:.0f}"
         print(f"| {method} | {found['steps']} | {first:.3f}, {last:.3f} | {shown} |", flush=True)
+    if arguments.image:
+        draw(curves, arguments.image)
+
+
+def draw(curves: dict[str, list[tuple[int, float]]], image: Path) -> None:
+    """How far the better answers' rewards lead, step by step: as shares of each method's largest lead, whose sizes differ."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for method, curve in curves.items():
+        steps, margins = zip(*curve, strict=True)
+        largest = max(map(abs, margins))
+        axes.plot(steps, [margin / largest for margin in margins], label=method)
+    axes.axhline(0, color="0.8", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="margin of rewards / its largest")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(image, dpi=110)
 
 
 if __name__ == "__main__":
