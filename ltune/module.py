@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -210,7 +211,7 @@ class FineTuner(LightningModule):
     def _settle_memory(self, optimizer: Optimizer) -> None:
         step = self.objective.longest(self.data.heaviest_step())
         file = Path(self.trainer.default_root_dir) / "memory.json"
-        self.memory.settle(file, step, (lambda: self._rehearse(step, optimizer)) if self.trainer.world_size == 1 else None)
+        self.memory.settle(file, step, None if self._joined else lambda: self._rehearse(step, optimizer))
 
     def _rehearse(self, step: Step, optimizer: Optimizer) -> None:
         """What the step needs, its optimizer's moments included, and nothing left of it."""
@@ -230,7 +231,7 @@ class FineTuner(LightningModule):
         """All micro-batches of an optimizer step, forward and backward. With several ranks the last one's backward is Lightning's, in
         which the ranks' gradients are added up; alone, what is returned has nothing behind it."""
         optimizer = self.trainer.optimizers[0]
-        if self.trainer.world_size > 1:
+        if self._joined:
             optimizer.zero_grad()
             return self._accumulate(step)
         while True:
@@ -241,6 +242,11 @@ class FineTuner(LightningModule):
                 problem = str(error)
             optimizer.zero_grad()
             self.memory.give_up_some(self.collected or self.objective.longest(step), problem)
+
+    @property
+    def _joined(self) -> bool:
+        """Whether the step's last backward is Lightning's; DDP expects it even of a single rank."""
+        return self.trainer.world_size > 1 or isinstance(self.trainer.strategy, DDPStrategy)
 
     def _accumulate(self, step: Step) -> Tensor:
         """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
@@ -253,7 +259,7 @@ class FineTuner(LightningModule):
             loss, metrics = self.objective.loss(self.policy, batch.tensors().to(self.device, non_blocking=True))
             self.parts.append(Part(loss.detach(), batch.rows, metrics))
             loss = loss * self.trainer.world_size
-            if self.trainer.world_size > 1 and number == len(batches):
+            if self._joined and number == len(batches):
                 return loss
             with torch.autocast(self.device.type, enabled=False):
                 self.trainer.strategy.backward(loss, None)

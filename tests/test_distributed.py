@@ -27,3 +27,11 @@ def test_two_processes_train_as_one(ltune, rows, metrics, tmp_path):
     assert refused.returncode == 2
     assert 'trainer.devices: "2" -> "1"' in refused.stderr
     assert json.loads((tmp_path / "two" / "run.json").read_text())["state"] == "finished"
+
+
+def test_one_process_under_ddp_trains_as_one_alone(ltune, rows, metrics, tmp_path):
+    short = [*OPTIONS, "--trainer.devices", 1, "--trainer.max_steps", 2]
+    runs = {"alone": ltune("fit", "--run", "alone", *short), "ddp": ltune("fit", "--run", "ddp", *short, "--trainer.strategy", "ddp")}
+    assert [run.returncode for run in runs.values()] == [0, 0], [run.stderr for run in runs.values()]
+    alone, ddp = ([line["train/loss"] for line in metrics(tmp_path / run)] for run in runs)
+    assert alone == ddp
