@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
+from ltune.data.roles import ROLES
 from ltune.errors import UsageError
 from ltune.models.outline import outline
 
@@ -201,6 +202,15 @@ def windows_are_ours(model: dict, data: dict, trainer: dict) -> list[str]:
     return problems
 
 
+def weights_name_roles(model: dict, data: dict, trainer: dict) -> list[str]:
+    problems = []
+    for role in sorted(set(data["weights"] or {}) - set(ROLES)):
+        near = difflib.get_close_matches(role, ROLES, n=1)
+        hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(ROLES)}"
+        problems.append(f"data.weights: there is no role {role}; {hint}")
+    return problems
+
+
 def something_to_train_on(model: dict, data: dict, trainer: dict) -> list[str]:
     return [] if data["datasets"] else ["data.datasets is empty; name data sets, for example  --data.datasets='[rows.jsonl]'"]
 
@@ -265,7 +275,7 @@ RULES = [
     one_way_to_validate, packing_needs_flat_rows,
     device_is_there, precision_runs_there, strategy_is_known, optimizer_takes_its_options, attention_is_known, folder_is_there,
 ]  # fmt: skip
-FIT_RULES = [windows_are_ours, something_to_train_on, training_ends]
+FIT_RULES = [windows_are_ours, weights_name_roles, something_to_train_on, training_ends]
 
 
 def class_of(value: dict | None) -> str | None:

@@ -86,12 +86,19 @@ def learn(method: str, options: list[str]) -> dict:
         seconds = time.perf_counter() - begun
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         losses = [line["train/loss"] for line in lines if "train/loss" in line]
-        margin = "train/margin" if method == "reward" else "train/rewards/margins"
         return {
-            "curve": [(line["step"], line[margin]) for line in lines if margin in line],
+            "curve": [(line["step"], margin) for line in lines if (margin := margin_of(line)) is not None],
             "steps": max(line["step"] for line in lines), "loss": (losses[0], losses[-1]), "seconds": seconds,
             "before": before(method, batch), "after": after(method, run / "adapter", batch),
         }  # fmt: skip
+
+
+def margin_of(line: dict) -> float | None:
+    """How far the better answers' rewards led in that step; of rated answers, where it had such of both kinds."""
+    if (margin := line.get("train/margin", line.get("train/rewards/margins"))) is not None:
+        return margin
+    chosen, rejected = (line.get(f"train/rewards/{kind}") for kind in ("chosen", "rejected"))
+    return None if chosen is None or rejected is None else chosen - rejected
 
 
 def main() -> None:

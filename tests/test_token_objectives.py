@@ -115,7 +115,7 @@ def test_two_processes_train_as_one(ltune, fit, metrics, tmp_path):
         (["--model.objective.dft", "true", "--model.objective.label_smoothing", "0.1"], "dft and label_smoothing"),
         (["--data.weights", "{usr: 1}", "--data.train_on", "all"], "no role usr"),
         (["--data.weights", "{user: 0.5}"], "data.train_on: all"),
-        (["--model.objective", "Pretrain", "--data.weights", "{user: 0}"], "no roles to weigh"),
+        (["--model.objective", "Pretrain", "--data.weights", "{user: 0}", "--data.datasets=[text.jsonl]"], "no roles to weigh"),
         (["--model.objective", "Distill", "--model.adapter", "Full", "--model.quantize", "null"], "Name a teacher"),
         (["--model.objective", "Distill", "--model.objective.teacher", "no/such"], "no/such"),
     ],
@@ -123,6 +123,7 @@ def test_two_processes_train_as_one(ltune, fit, metrics, tmp_path):
 def test_what_cannot_be_is_told(options, said, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(yaml.safe_dump(CONFIGURATION))
+    Path("text.jsonl").write_text('{"text": "Nobody says this."}\n')
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
     assert cli.main(["fit", "--config", "config.yaml", "--run", "run", *options]) == 2
     error = capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_without_a_template_the_data_cannot_be_looked_at(folder, capsys):
     code, verdicts, page, _ = check(capsys, "--data.template", "mute.jinja")
     assert code == 2
     assert (verdicts["tokenizer and template"], verdicts["data"], verdicts["run folder"]) == ("wrong", "--", "ok")
-    assert "the chat template mute.jinja: its answers do not show in its text" in page
+    assert "the chat template mute.jinja leaves out" in page
     assert "data: not looked at, as tokenizer and template is not right" in page
 
 

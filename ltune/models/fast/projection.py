@@ -105,13 +105,23 @@ class Projection:
             add: (T, out), such as the residual stream.
         """
         z = self.low.down(x)
+        start = self._start(x, z, add)
         # in place: out of place, torch would copy the start value first
-        y = torch.mm(x, weight.mT) if z is None else self.low.up(z, add).addmm_(x, weight.mT)
+        y = torch.mm(x, weight.mT) if start is None else start.addmm_(x, weight.mT)
         if self.bias is not None:
             y += self.bias
-        if add is not None and z is None:
+        if add is not None and start is None:
             y += add
         return y, z
+
+    def _start(self, x: Tensor, z: Tensor | None, add: Tensor | None) -> Tensor | None:
+        """What the large product is added to: the low-rank one. While that is left out it counts as zeros, so that a model with an adapter
+        that does nothing yet and the same model without it round alike."""
+        if z is not None:
+            return self.low.up(z, add)
+        if not self.low.left_out:
+            return None
+        return x.new_zeros(len(x), sum(self.sizes)) if add is None else add.clone()
 
     def backward(self, dy: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, need_dx: bool = True) -> tuple[Tensor | None, Gradients]:
         """dx (T, in), or None; and the gradients of ``parameters()``."""
