@@ -18,8 +18,8 @@ SOUND: dict = {
         "objective": {"class_path": "ltune.objectives.SFT", "init_args": {}},
     },
     "data": {
-        "datasets": ["rows.jsonl"], "val_datasets": [], "test_datasets": [], "weights": None, "val_size": 0, "batch_size": 2, "max_length": 2048,
-        "workers": 0, "max_rows": None, "tokens_per_batch": None, "layout": "flat", "processes": None,
+        "datasets": ["rows.jsonl"], "val_datasets": [], "test_datasets": [], "val_size": 0, "batch_size": 2, "max_length": 2048,
+        "workers": 0, "max_rows": None, "tokens_per_batch": None, "layout": "flat", "processes": None, "weights": None,
     },
     "trainer": {
         "accelerator": "cpu", "devices": "auto", "strategy": "auto", "precision": "32-true", "default_root_dir": None,
