@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltune.data.collate import Batch
-from ltune.models.attention import evaluating
+from ltune.models.attention import assert_rows_isolated, evaluating
+from ltune.models.fast.build import quick_way
 from ltune.models.fast.model import FastModel, scaling_of_logits
+from ltune.models.load import enable_gradient_checkpointing
 from ltune.models.noise import with_noise
+from ltune.models.precision import compute_dtype
 
 
 class Policy:
@@ -177,3 +180,22 @@ def _inputs(batch: Batch) -> dict[str, Tensor | None]:
 
 def _places(batch: Batch) -> tuple[Tensor, Tensor, Tensor, int]:
     return batch.input_ids[0], batch.position_ids[0], batch.starts, batch.longest
+
+
+def policy_of(model: nn.Module, bare: Any, precision: str, flat: bool, quick: bool, again: bool = False) -> Policy:
+    """The quickest policy that is right.
+
+    Args:
+        model: Bare, or wrapped by PEFT.
+        bare: The model without what wraps it.
+        precision: The trainer's.
+        flat: Whether rows lie end to end.
+        quick: Whether ltune's own layers are wanted where they can serve the model.
+        again: Whether transformers' layers compute activations again in the backward pass.
+    """
+    fast = quick_way(bare, compute_dtype(precision), flat) if quick else None
+    if fast is None and again:
+        enable_gradient_checkpointing(bare)
+    if fast is None and flat:
+        assert_rows_isolated(bare)
+    return Policy(model, forward_of=bare, fast=fast)
