@@ -190,9 +190,10 @@ class FineTuner(LightningModule):
             group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if self.device.type == "cuda" or self.memory.fast is not None:
             self.steps.settle_memory(self.data.heaviest_step(), scheduler.optimizer)
-        # A collection that walks all that was imported takes longer than a step
-        gc.collect()
-        gc.freeze()
+        self.froze = gc.get_freeze_count() == 0  # else whoever runs us has done it
+        if self.froze:  # a collection that walks all that was imported takes longer than a step
+            gc.collect()
+            gc.freeze()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Lightning's turn comes after training_step, which has gradients by then."""
@@ -214,7 +215,8 @@ class FineTuner(LightningModule):
     def on_train_end(self) -> None:
         """The last step too."""
         self.steps.check()
-        gc.unfreeze()
+        if self.froze:
+            gc.unfreeze()
 
     # -- validation and test ------------------------------------------------------------------------------------------------------
 
