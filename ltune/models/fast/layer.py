@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ltune.models.fast.attention import Rows, attend, attend_backward
+from ltune.models.fast.filled import filled
 from ltune.models.fast.gate import gated, gated_backward
 from ltune.models.fast.norm import rms_norm, rms_norm_backward
 from ltune.models.fast.offload import Shelf
@@ -202,13 +203,13 @@ class FeedForwardHalf:
 
 
 def _chosen(x: Tensor, at: Tensor | None) -> Tensor:
-    """(N, H) of (T, H)."""
-    return x if at is None else x.index_select(0, at)
+    """(N, H) of (T, H), filled up."""
+    return x if at is None else filled(x.index_select(0, at))
 
 
 def _spread(d: Tensor, at: Tensor | None, tokens: int) -> Tensor:
     """(T, H) of (N, H): zeros where nothing was chosen."""
-    return d if at is None else d.new_zeros(tokens, d.shape[1]).index_copy_(0, at, d)
+    return d if at is None else d.new_zeros(tokens, d.shape[1]).index_copy_(0, at, d[: len(at)])
 
 
 def again_attention(half: AttentionHalf, x: Tensor, attended: Any, context: Context, at: Tensor | None) -> dict[str, Any]:

@@ -8,7 +8,23 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import tl, triton
-from ltune.models.fast.short_attention import ALL, KEYS, LOG2E, Lent, grid, load, place_of, queries_of, shape_of, store, weights
+from ltune.models.fast.short_attention import (
+    ALL,
+    KEYS,
+    LOG2E,
+    Lent,
+    Sizes,
+    grid,
+    load,
+    place_of,
+    queries_of,
+    shape_of,
+    store,
+    weights,
+)
+
+FEW = (Sizes(128, 16, 4, 2), Sizes(64, 16, 4, 1))  # where rows borrow no more than 16 tokens each, such as a template's first
+TOGETHER = 16  # borrowers whose sums are added up at once
 
 
 def add_of_borrowers(
@@ -33,7 +49,7 @@ def add_of_borrowers(
     """  # fmt: skip
     heads, width = q.shape[1:]
     of_keys, of_values = (torch.empty(lent.most, *k.shape[1:], dtype=torch.float32, device=k.device) for _ in range(2))
-    sizes = KEYS[width > 128]
+    sizes = (FEW if lent.most <= 16 * len(starts) else KEYS)[width > 128]
     _, shape = shape_of(heads // k.shape[1], width, sizes)
     _borrowed_keys[grid(lent.most, starts, sizes.keys, k)](
         do, q, k, v, lse, delta, of_keys, of_values, starts, lent.lenders, lent.borrowed,
@@ -41,8 +57,8 @@ def add_of_borrowers(
         window or ALL, **shape,
     )  # fmt: skip
     row = k.shape[1] * width
-    _add_up[(lent.most + len(starts) - 1, -(-row // 1024))](
-        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, 1024, num_warps=4
+    _add_up[(lent.most + len(starts) - 1, -(-row // 256))](
+        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, TOGETHER, 256, num_warps=4
     )
 
 
@@ -82,7 +98,7 @@ def _borrowed_keys(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, width, BLOCK: tl.constexpr):
+def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, width, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
     """A program for each borrowed token and part of its numbers; those of a lender's first borrower do the work."""
     row, before, count, place = place_of(borrowed, rows, 1)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -93,9 +109,11 @@ def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, widt
     to = (tl.load(lenders + row).to(tl.int64) + place) * width + column
     sum_k = tl.load(dk + to, mask=known, other=0.0).to(tl.float32)
     sum_v = tl.load(dv + to, mask=known, other=0.0).to(tl.float32)
-    for number in range(0, sharers):
-        at = (before + number * count + place) * width + column
-        sum_k += tl.load(of_keys + at, mask=known, other=0.0)
-        sum_v += tl.load(of_values + at, mask=known, other=0.0)
+    for block in range(0, sharers, TOGETHER):
+        number = block + tl.arange(0, TOGETHER)
+        at = (before + number * count + place)[:, None] * width + column[None, :]
+        some = (number < sharers)[:, None] & known[None, :]
+        sum_k += tl.sum(tl.load(of_keys + at, mask=some, other=0.0), 0)
+        sum_v += tl.sum(tl.load(of_values + at, mask=some, other=0.0), 0)
     tl.store(dk + to, sum_k.to(dk.dtype.element_ty), mask=known)
     tl.store(dv + to, sum_v.to(dv.dtype.element_ty), mask=known)

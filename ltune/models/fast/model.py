@@ -16,7 +16,7 @@ from ltune.models.fast.offload import HostShelf, Shelf
 from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
 from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
-from ltune.models.fast.training_graphs import SHORT, Size, TrainingGraphs, padded, rows_of
+from ltune.models.fast.training_graphs import BUCKET, OWN_SHORT, SHORT, STEP, Size, TrainingGraphs, padded, rows_of
 
 
 class FastModel:
@@ -174,13 +174,17 @@ class FastModel:
         """What the last norm reads, (T, H), or at the places ``at`` only, (N, H)."""
         training = torch.is_grad_enabled()
         self._refresh()
-        if self.graphs is None or self.change is not None or not training or len(input_ids) > SHORT:
+        graphs = self.graphs if training and self.change is None and len(input_ids) <= SHORT else None
+        if graphs is None and (self.change is not None or rows.longest > OWN_SHORT):
             return self._layers(input_ids, position_ids, rows, training, at)
-        size, inputs = padded(input_ids, position_ids, rows)
-        if self.graphs.ready(size, inputs):
-            x = GraphedStep.apply(self.graphs, size, inputs, len(input_ids), *self.parameters)
+        size, inputs = padded(input_ids, position_ids, rows, BUCKET if graphs else STEP)
+        filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training
+        if graphs is None:
+            return self._layers(*filled, at)[: len(input_ids) if at is None else len(at)]
+        if graphs.ready(size, inputs):
+            x = GraphedStep.apply(graphs, size, inputs, len(input_ids), *self.parameters)
         else:
-            x = self._layers(inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training)[: len(input_ids)]
+            x = self._layers(*filled)[: len(input_ids)]
         return x if at is None else Chosen.apply(x, at)
 
     def _layers(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool, at: Tensor | None = None) -> Tensor:

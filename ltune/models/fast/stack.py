@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ltune.models.fast.filled import filled
 from ltune.models.fast.layer import (
     AttentionHalf,
     Context,
@@ -32,11 +33,12 @@ class LayersStep(torch.autograd.Function):
         kept: Kept | None = [] if training else None
         y = run(x, layers, context, kept, at)
         ctx.layers, ctx.context, ctx.at, ctx.kept = layers, context, at, kept
-        return y
+        return y if at is None else y[: len(at)]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         kept, ctx.kept = ctx.kept, None
+        dy = dy if ctx.at is None else filled(dy)
         dx, gradients = run_backward(dy.contiguous(), ctx.layers, ctx.context, kept, ctx.needs_input_grad[0], ctx.at)
         return dx, None, None, None, None, *gradients
 

@@ -19,7 +19,8 @@ from ltune.models.fast.attention import SHORT as OWN_SHORT
 from ltune.models.fast.attention import Lent, Rows
 from ltune.models.fast.projection import Gradients
 
-BUCKET = 64  # tokens
+BUCKET = 64  # tokens, of a step that is captured
+STEP = 32  # tokens, of others: with fewer shapes, the libraries' kernels are found and loaded once, and memory is used again as it is
 ROWS = 8  # rows are padded to a multiple, with empty ones
 LENT = 256  # room for borrowed tokens is made by this many
 SHORT = 4096  # tokens; a longer step keeps the GPU busy for longer than its launches take
@@ -36,11 +37,11 @@ class Size(NamedTuple):
     longest: int  # tokens of a row, or more; it tells which attention kernel is used
 
 
-def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows) -> tuple[Size, dict[str, Tensor]]:
-    """The size that a batch is run at, and its inputs filled up to that."""
+def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tuple[Size, dict[str, Tensor]]:
+    """The size that a batch is run at, a multiple of ``step`` tokens, and its inputs filled up to that."""
     tokens, borders = len(input_ids), len(rows.starts)
     lent = _up(rows.lent.most, LENT) if rows.lent else 0
-    most = _up(tokens, BUCKET)
+    most = _up(tokens, step)
     size = Size(most, _up(borders, ROWS) + 1, lent, OWN_SHORT if rows.longest <= OWN_SHORT else most)  # a border more: a row fills up
     more, further = (0, size.tokens - tokens), (0, size.borders - borders)
     filled = {
