@@ -39,9 +39,9 @@ class Sizes(NamedTuple):
 # For heads of up to 128 dimensions, the quickest of seven on an H200 (rows of 40 to 400 tokens), and of up to 256 (not measured). As
 # compiled for such a card they spill few registers or none, leave room for two or three programs beside each other on a processor up to
 # 128 dimensions, and want at most 96 KiB of shared memory.
-FORWARD = (Sizes(64, 32, 4, 2), Sizes(64, 32, 4, 2))
+FORWARD = (Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2))
 QUERIES = (Sizes(64, 32, 4, 2), Sizes(64, 32, 4, 1))  # the gradient of q
-KEYS = (Sizes(32, 64, 4, 2), Sizes(32, 32, 4, 1))  # those of k and v
+KEYS = (Sizes(32, 64, 4, 3), Sizes(32, 32, 4, 1))  # those of k and v
 WIDEST = 256
 ALL = 2**30  # the window of a token that sees all before it
 
