@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ltune.acting import actor_of, answers_of
+from ltune.acting import answers_of
 from ltune.data.collate import Step
 from ltune.data.datamodule import ChatData
 from ltune.data.rows import Row
@@ -22,27 +21,24 @@ from ltune.evaluation import Evaluation
 from ltune.generation.sampling import Sampling
 from ltune.memory import Memory, Wanted
 from ltune.models.adapters import Adapter, LoRA, trainable_state
-from ltune.models.attention import assert_rows_isolated
 from ltune.models.card import Card
-from ltune.models.fast.build import quick_way
-from ltune.models.load import enable_gradient_checkpointing, load_model
-from ltune.models.precision import compute_dtype, weights_dtype
+from ltune.models.load import load_model
+from ltune.models.precision import weights_dtype
 from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
 from ltune.objectives import SFT, Objective
 from ltune.objectives.companions import Companions
-from ltune.objectives.policy import Policy
-from ltune.optim.groups import build_optimizer, fuse, is_fused
+from ltune.objectives.policy import Policy, policy_of
+from ltune.optim.groups import build_optimizer, fuse
 from ltune.optim.schedules import Cosine, Schedule
-from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
+from ltune.steps import Steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROMPTS = 4096  # that the quick way is given at once
-BEFORE = 1  # a step's place when its rows are collected
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +99,7 @@ class FineTuner(LightningModule):
         objective.suit(self.tokenizer, self._load_another_tokenizer)
         self.model: Any = None  # loads in configure_model
         self.policy: Policy
-        self.parts: list[Part] = []  # of the window under way
-        self.outcome: Outcome | None = None  # of the last optimizer step
-        self.unchecked: Outcome | None = None  # the device may still be at it
-        self.collected: Step | None = None  # what the last step was computed on
+        self.steps: Steps
         self.evaluation: Evaluation
 
     @property
@@ -136,32 +129,25 @@ class FineTuner(LightningModule):
         if self.model is not None:
             return
         seed_step(self.seed)  # the adapter's initial weights depend on the seed alone
+        precision, device, flat = str(self.trainer.precision), self.trainer.strategy.root_device, self.data.layout == "flat"
         base = load_model(
             self.name,
-            dtype=weights_dtype(str(self.trainer.precision), frozen=self.adapter.freezes_base),
+            dtype=weights_dtype(precision, frozen=self.adapter.freezes_base),
             quantize=self.quantize,
             attention=self.attention,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
-            device=self.trainer.strategy.root_device,
+            device=device,
             sparing=self.memory.wanted == "least",
         )
         self.model = self.adapter.apply(base)
         self.model.train()  # from_pretrained and PEFT leave layers in eval mode, and Lightning does not change that
-        flat = self.data.layout == "flat"
-        fast = quick_way(base, compute_dtype(self.trainer.precision), flat) if self.fast else None
-        if fast is None and self.gradient_checkpointing:
-            enable_gradient_checkpointing(base)
-        if fast is None and flat:
-            assert_rows_isolated(base)
-        self.memory.fast = fast
-        self.data.prompts_at_once = PROMPTS if fast is not None else None
-        self.policy = Policy(self.model, forward_of=base, fast=fast)
-        device = self.trainer.strategy.root_device
-        self.actor = actor_of(self, device)
+        self.policy = policy_of(self.model, base, precision, flat, self.fast, self.gradient_checkpointing)
+        self.memory.fast = self.policy.fast
+        self.data.prompts_at_once = PROMPTS if self.policy.fast is not None else None
+        self.steps = Steps(self)
         trusted = self.name, self.trust_remote_code
-        load = Companions(str(self.trainer.precision), device, self.attention, flat, self.fast, trusted)
-        self.objective.extend(self.model, load)
+        self.objective.extend(self.model, Companions(precision, device, self.attention, flat, self.fast, trusted))
         if device.type == "cuda":
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
@@ -203,121 +189,32 @@ class FineTuner(LightningModule):
             group.update(options)
             group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if self.device.type == "cuda" or self.memory.fast is not None:
-            self._settle_memory(scheduler.optimizer)
+            self.steps.settle_memory(self.data.heaviest_step(), scheduler.optimizer)
         # A collection that walks all that was imported takes longer than a step
         gc.collect()
         gc.freeze()
-
-    def _settle_memory(self, optimizer: Optimizer) -> None:
-        step = self.objective.longest(self.data.heaviest_step())
-        file = Path(self.trainer.default_root_dir) / "memory.json"
-        self.memory.settle(file, step, None if self._joined else lambda: self._rehearse(step, optimizer))
-
-    def _rehearse(self, step: Step, optimizer: Optimizer) -> None:
-        """What the step needs, its optimizer's moments included, and nothing left of it."""
-        missing = 0 if optimizer.state else 2 * sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
-        moments = torch.empty(missing, dtype=torch.uint8, device=self.device)
-        try:
-            self._accumulate(step)
-        finally:
-            del moments
-            self.parts = []
-            optimizer.zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Lightning's turn comes after training_step, which has gradients by then."""
 
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
-        """All micro-batches of an optimizer step, forward and backward. With several ranks the last one's backward is Lightning's, in
-        which the ranks' gradients are added up; alone, what is returned has nothing behind it."""
-        optimizer = self.trainer.optimizers[0]
-        if self._joined:
-            optimizer.zero_grad()
-            return self._accumulate(step)
-        while True:
-            optimizer.zero_grad()
-            try:
-                return self._accumulate(step)
-            except torch.OutOfMemoryError as error:
-                problem = str(error)
-            optimizer.zero_grad()
-            self.memory.give_up_some(self.collected or self.objective.longest(step), problem)
-
-    @property
-    def _joined(self) -> bool:
-        """Whether the step's last backward is Lightning's; DDP expects it even of a single rank."""
-        return self.trainer.world_size > 1 or isinstance(self.trainer.strategy, DDPStrategy)
-
-    def _accumulate(self, step: Step) -> Tensor:
-        """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
-        self.parts, self.collected = [], None
-        position = step.position or (0, 0)
-        step = self.collected = self._collected(step, position)
-        batches = step.batches(self.memory.most_tokens)
-        for number, batch in enumerate(batches, 1):
-            seed_step(self.seed, *position, number - 1, self.global_rank)  # dropout depends on the place in training alone
-            loss, metrics = self.objective.loss(self.policy, batch.tensors().to(self.device, non_blocking=True))
-            self.parts.append(Part(loss.detach(), batch.rows, metrics))
-            loss = loss * self.trainer.world_size
-            if self._joined and number == len(batches):
-                return loss
-            with torch.autocast(self.device.type, enabled=False):
-                self.trainer.strategy.backward(loss, None)
-        return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
-
-    def _collected(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
-        self.actor.most_tokens, self.actor.step = self.memory.most_tokens, self.trainer.global_step + 1
-        self.actor.seed = lambda number: seed_step(self.seed, *position, number, self.global_rank, BEFORE)
-        with torch.no_grad():
-            return self.objective.collect(step, self.actor)
+        """All micro-batches of an optimizer step, forward and backward."""
+        return self.steps.accumulate(step, self.trainer.optimizers[0])
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Once per optimizer step, right before it: the step's loss, the gradient's norm, and the stop if one is not finite."""
-        self.check_outcome()
-        self.objective.stepped(self._add_ranks)
-        parts, self.parts = self.parts, []
-        loss = self.trainer.strategy.reduce(torch.stack([part.loss for part in parts]).sum(), reduce_op="sum")
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val or float("inf"))
-        self.outcome = self.unchecked = Outcome(torch.stack([loss.float(), norm.float()]), parts, self.trainer.global_step + 1)
-        if norm.is_cuda and is_fused(optimizer):
-            self.outcome.guard(optimizer)  # looked at one step later, so that the host does not wait
-        else:
-            self.check_outcome()
-
-    def check_outcome(self) -> None:
-        """Stop if the last step's loss or gradient is not finite; under 16-mixed the scaler leaves such a gradient's step out itself."""
-        outcome, self.unchecked = self.unchecked, None
-        if outcome is not None:
-            outcome.check(self.data.train_rows.place, norm_too=self.trainer.precision != "16-mixed")
+        """Once per optimizer step, right before it."""
+        self.steps.end(optimizer, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Nothing of a step that was not taken; and the setting, whose micro-batches round in their own way."""
-        self.check_outcome()
+        self.steps.check()
         checkpoint["memory"] = self.memory.state()
         checkpoint["objective"] = self.objective.state_dict()
 
     def on_train_end(self) -> None:
         """The last step too."""
-        self.check_outcome()
+        self.steps.check()
         gc.unfreeze()
-
-    @property
-    def step_loss(self) -> float:
-        """Of the last optimizer step. Waits for the device."""
-        return self.outcome.loss if self.outcome else float("nan")
-
-    @property
-    def grad_norm(self) -> float:
-        """Of the last optimizer step, before clipping."""
-        return self.outcome.norm if self.outcome else float("nan")
-
-    def step_metrics(self) -> dict[str, float]:
-        """The objective's, of the last optimizer step. All ranks ask, or none; waits for the device."""
-        return self.outcome.metrics(self._add_ranks) if self.outcome else {}
-
-    def _add_ranks(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
 
     # -- validation and test ------------------------------------------------------------------------------------------------------
 
@@ -331,7 +228,7 @@ class FineTuner(LightningModule):
 
     def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses and metrics, and of how many tokens or rows."""
-        for batch in self._collected(step).batches():
+        for batch in self.steps.collect(step).batches():
             loss, metrics = self.objective.loss(self.policy, batch.tensors().to(self.device))
             self.evaluation.add(loss, metrics, *self.objective.counted(batch), dataloader_idx)
 
@@ -348,7 +245,7 @@ class FineTuner(LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        self.log_dict(self.evaluation.results(stage, self._add_ranks), rank_zero_only=True)
+        self.log_dict(self.evaluation.results(stage, self.steps.add_ranks), rank_zero_only=True)
         if self.trainer.state.fn == "fit":
             self.log("step", float(self.trainer.global_step), rank_zero_only=True)
 

@@ -20,7 +20,8 @@ class Class:
     bases: tuple[str, ...]
     parameters: dict[str, str] = field(default_factory=dict)  # of the constructor: name -> annotation
     takes_more: bool = False  # **kwargs
-    abstract: bool = False  # it leaves methods to its subclasses
+    defines: frozenset[str] = frozenset()  # methods and values
+    left_open: frozenset[str] = frozenset()  # methods that it leaves to its subclasses
 
 
 @dataclass(frozen=True)
@@ -132,15 +133,21 @@ def _origin(file: Path, node: ast.ImportFrom) -> str:
 def _class(node: ast.ClassDef) -> Class:
     bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
     functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
-    abstract = any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for part in functions for mark in part.decorator_list)
+    values = (target for part in node.body if isinstance(part, ast.Assign) for target in part.targets)
+    defines = frozenset([*(part.name for part in functions), *(value.id for value in values if isinstance(value, ast.Name))])
+    left_open = frozenset(part.name for part in functions if any(_is_abstract(mark) for mark in part.decorator_list))
     init = next((part for part in functions if part.name == "__init__"), None)
     if init is not None:
         arguments = [*init.args.args[1:], *init.args.kwonlyargs]
         parameters = {argument.arg: _text(argument.annotation) for argument in arguments}
-        return Class(node.name, bases, parameters, init.args.kwarg is not None, abstract)
+        return Class(node.name, bases, parameters, init.args.kwarg is not None, defines, left_open)
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
     parameters = {ast.unparse(part.target): _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)}
-    return Class(node.name, bases, parameters, abstract=abstract)
+    return Class(node.name, bases, parameters, defines=defines, left_open=left_open)
+
+
+def _is_abstract(mark: ast.expr) -> bool:
+    return isinstance(mark, ast.Name) and mark.id == "abstractmethod"
 
 
 def _text(annotation: ast.expr | None) -> str:

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 from hypothesis import settings
 
 # The same examples every time, so that a run of the tests can be repeated; HYPOTHESIS_PROFILE=search draws new ones
@@ -37,16 +40,32 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture
-def ltune(tmp_path: Path):
-    """Run ``ltune ARGUMENTS`` as a process in a folder of its own."""
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Has imported torch and the rest once, for all processes of this session that need not do it anew."""
+    server = ForkServer(tmp_path_factory.mktemp("fork_server"))
+    yield server
+    server.close()
 
-    def run(*arguments: object, timeout: float = 240, **options) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ltune", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, env=environment, **options)
+
+@pytest.fixture(scope="session")
+def ltune_in(request: pytest.FixtureRequest):
+    """Run ``ltune ARGUMENTS`` as a process in a folder; with ``fresh``, from the interpreter's start on, as a user does."""
+
+    def run(folder: Path, *arguments: object, timeout: float = 240, fresh: bool = False, env: dict | None = None, input: str = ""):
+        words, environment = list(map(str, arguments)), {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        options = {"cwd": folder, "timeout": timeout, "env": environment, "input": input}
+        if fresh:
+            return subprocess.run([sys.executable, "-m", "ltune", *words], capture_output=True, text=True, **options)
+        return request.getfixturevalue("fork_server").run(words, **options)
 
     return run
+
+
+@pytest.fixture
+def ltune(ltune_in, tmp_path: Path):
+    """The same, in the test's own folder."""
+    return partial(ltune_in, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +74,22 @@ def metrics():
     return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="session")
+def write_rows():
+    """Write rows.jsonl into a folder: 24 conversations of unequal length."""
+
+    def write(folder: Path) -> Path:
+        lines = [
+            {"instruction": f"Say {n} {'very ' * (n % 5)}slowly", "input": "", "output": " ".join(["word"] * (1 + n % 7)) + f" {n}."}
+            for n in range(24)
+        ]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder / "rows.jsonl"
+
+    return write
+
+
 @pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    """24 conversations of unequal length."""
-    file = tmp_path / "rows.jsonl"
-    lines = [
-        {"instruction": f"Say {n} {'very ' * (n % 5)}slowly", "input": "", "output": " ".join(["word"] * (1 + n % 7)) + f" {n}."}
-        for n in range(24)
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return file
+def rows(write_rows, tmp_path: Path) -> Path:
+    """Such a file, in the test's own folder."""
+    return write_rows(tmp_path)

@@ -15,7 +15,7 @@ OPTIONS = [
 
 def test_two_processes_train_as_one(ltune, rows, metrics, tmp_path):
     one = ltune("fit", "--run", "one", *OPTIONS, "--trainer.devices", 1, "--trainer.accumulate_grad_batches", 2)
-    two = ltune("fit", "--run", "two", *OPTIONS, "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    two = ltune("fit", "--run", "two", *OPTIONS, "--trainer.devices", 2, "--trainer.strategy", "ddp", fresh=True)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     mine, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [line["step"] for line in mine] == [line["step"] for line in theirs] == list(range(1, 13))

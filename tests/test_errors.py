@@ -78,7 +78,7 @@ def test_malformed_jsonl_is_named_by_file_and_line(ltune, rows, tmp_path):
     with rows.open("a") as file:
         file.write('{"instruction": "a" "output": "b"}\n')
     configure(tmp_path)
-    done = ltune("fit", "--config", "config.yaml")
+    done = ltune("fit", "--config", "config.yaml", fresh=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: rows.jsonl:25: malformed JSON")
     error_of(done.stderr)
@@ -87,7 +87,7 @@ def test_malformed_jsonl_is_named_by_file_and_line(ltune, rows, tmp_path):
 
 def test_several_problems_between_options_are_reported_at_once(ltune, rows, tmp_path):
     configure(tmp_path, model={"adapter": "Full"}, data={"batch_size": 0}, trainer={"precision": "16-mixed"})
-    done = ltune("fit", "--config", "config.yaml")
+    done = ltune("fit", "--config", "config.yaml", fresh=True)
     assert done.returncode == 2
     message = "\n".join(error_of(done.stderr))
     assert "3 problems" in message

@@ -42,7 +42,6 @@ TIMES = ("second", "memory")  # in the names of what differs from run to run
 def fit(rows, tmp_path, monkeypatch):
     """Run `ltune fit` in this process; what was logged, without times."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(Path(__file__).parent)  # stop_after
     Path("config.yaml").write_text(yaml.safe_dump(CONFIGURATION))
 
     def run(name: str, *options: str, code: int = 0) -> list[dict]:
@@ -101,7 +100,7 @@ def test_two_processes_train_as_one(ltune, fit, metrics, tmp_path):
     ]  # fmt: skip
     one = fit("one", *options, "--trainer.devices", "1")
     several = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", 1]
-    two = ltune("fit", "--config", "config.yaml", *options, "--run", "two", *several)
+    two = ltune("fit", "--config", "config.yaml", *options, "--run", "two", *several, fresh=True)
     assert two.returncode == 0, two.stderr
     assert len(one) == 3  # the third has one row, so that a rank has none
     names = ["train/loss", "train/divergence", "train/cross_entropy", "train/teacher/cross_entropy", "train/grad_norm"]

@@ -40,6 +40,20 @@ def config(rows, tmp_path) -> str:
     return "config.yaml"
 
 
+VALIDATED = ["--data.val_size", 4, "--data.batch_size", 1, "--trainer.accumulate_grad_batches", 5]
+
+
+@pytest.fixture(scope="module")
+def validated(ltune_in, write_rows, tmp_path_factory) -> Path:
+    """A whole run with validation."""
+    folder = tmp_path_factory.mktemp("validated")
+    write_rows(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIGURATION))
+    done = ltune_in(folder, "fit", "--config", "config.yaml", *VALIDATED)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
 def adapter_hash(run: Path) -> str:
     return hashlib.sha256((run / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
@@ -104,7 +118,7 @@ def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, tmp_path, metrics):
-    """The long version is scripts/kill_resume.py."""
+    """Processes begun anew, as a user has them. The long version is scripts/kill_resume.py."""
     whole = ltune("fit", "--config", config, "--run", "whole")
     assert whole.returncode == 0, whole.stderr
     expected = adapter_hash(tmp_path / "whole")
@@ -120,7 +134,7 @@ def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, 
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    resumed = ltune("fit", "--config", config, "--run", "killed")
+    resumed = ltune("fit", "--config", config, "--run", "killed", fresh=True)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{newest.name}/weights.safetensors" in resumed.stderr
     assert "resuming" in resumed.stderr
@@ -135,7 +149,7 @@ def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert "the checkpoint is written" in errors
-    assert ltune("fit", "--config", config, "--run", "terminated").returncode == 0
+    assert ltune("fit", "--config", config, "--run", "terminated", fresh=True).returncode == 0
     assert adapter_hash(run) == expected
 
 
@@ -156,17 +170,15 @@ def stop_after(step: int, signum: int) -> list[str]:
     [(3, signal.SIGINT, 1), (4, signal.SIGINT, 100), (5, signal.SIGINT, 1), (5, signal.SIGKILL, 100)],
     ids=["mid-epoch", "last step of an epoch", "first step of the next", "killed, back to the end of the epoch"],
 )
-def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, signum, every, ltune, config, tmp_path, metrics):
-    options = ["--data.val_size", 4, "--checkpoint.every", every, "--data.batch_size", 1, "--trainer.accumulate_grad_batches", 5]
-    whole = ltune("fit", "--config", config, "--run", "whole", *options)
-    assert whole.returncode == 0, whole.stderr
+def test_a_stop_at_any_place_with_validation_goes_on_exactly(stop_at, signum, every, validated, ltune, config, tmp_path, metrics):
+    options = [*VALIDATED, "--checkpoint.every", every]
     stopped = ltune("fit", "--config", config, "--run", "stopped", *options, *stop_after(stop_at, signum), env=WITH_STOP_AFTER)
     assert stopped.returncode == (130 if signum == signal.SIGINT else -9), stopped.stderr
     again = ltune("fit", "--config", config, "--run", "stopped", *options)
     assert again.returncode == 0, again.stderr
-    assert adapter_hash(tmp_path / "stopped") == adapter_hash(tmp_path / "whole")
-    assert [line["step"] for line in metrics(tmp_path / "whole") if "val/loss" in line] == [4, 8]
-    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(tmp_path / "whole"))
+    assert adapter_hash(tmp_path / "stopped") == adapter_hash(validated)
+    assert [line["step"] for line in metrics(validated) if "val/loss" in line] == [4, 8]
+    assert timeless(metrics(tmp_path / "stopped")) == timeless(metrics(validated))
 
 
 def test_micro_batches_of_so_many_tokens_train_and_go_on_exactly(ltune, config, tmp_path, metrics):

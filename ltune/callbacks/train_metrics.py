@@ -13,12 +13,12 @@ class TrainMetrics(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         if not at_log_step(trainer):
             return
-        values: dict[str, Any] = {  # Lightning's class does not declare our module's attributes
-            "train/loss": pl_module.step_loss,
-            "train/grad_norm": pl_module.grad_norm,
+        steps: Any = pl_module.steps  # Lightning's class does not declare our module's attributes
+        values = {
+            "train/loss": steps.loss,
+            "train/grad_norm": steps.grad_norm,
             "train/epoch": trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches,
             "step": float(trainer.global_step),
         }
-        told: dict[str, float] = pl_module.step_metrics()  # type: ignore[operator]
-        values |= {f"train/{name}": value for name, value in told.items()}
+        values |= {f"train/{name}": value for name, value in steps.metrics().items()}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)

@@ -4,10 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ltune.data.collate import Step
 from ltune.data.encode import Encoder
@@ -225,21 +223,12 @@ class ChatData(LightningDataModule):
         """The micro-batches of ``tokens_per_batch``; packed once, so that every epoch has as many steps."""
         if self.tokens_per_batch is None:
             return None
-        lengths = np.asarray(self.train_rows.prepared.lengths)[self.train_rows.indices]
+        lengths = self.train_rows.lengths
         return pack(lengths, epoch_order(len(lengths), self.seed, 0), self.tokens_per_batch)
 
     def heaviest_step(self) -> Step:
         """The step of the first epoch whose micro-batches have the most tokens: where it fits, all others do."""
-        sampler = self.window_sampler()
-        lengths = np.asarray(self.train_rows.prepared.lengths)[self.train_rows.indices]
-        micro_batches = sampler.micro_batches(0)
-        begins = np.cumsum([0, *map(len, micro_batches[:-1])])
-        tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
-        size = self.accumulate * sampler.world_size
-        number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
-        window = sampler.window(micro_batches, 0, number * self.repeats)
-        batches = Batches(self.train_rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
-        return batches[window]
+        return self._batches(self.train_rows)[self.window_sampler().heaviest(self.train_rows.lengths)]
 
     def val_dataloader(self) -> DataLoader | list:
         """The held-out rows, or those of each of ``val_datasets`` in a loader of its own; in file order."""
@@ -270,11 +259,11 @@ class ChatData(LightningDataModule):
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
         return self._loader(rows, InOrder(rows.trained, batch_size=self.batch_size, rank=rank, world_size=world_size))
 
-    def _loader(self, rows: Split, sampler) -> DataLoader:
-        batches = Batches(rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
-        # A generator of its own: without one, each new iteration draws from the global random numbers.
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(batches, sampler=sampler, batch_size=None, collate_fn=_unchanged, num_workers=self.workers, generator=generator)
+    def _loader(self, rows: Split, sampler: Sampler) -> DataLoader:
+        return self._batches(rows).loader(sampler, workers=self.workers, seed=self.seed)
+
+    def _batches(self, rows: Split) -> Batches:
+        return Batches(rows, flat=self.layout == "flat", pad_id=self.tokenizer.pad_token_id)
 
     def on_before_batch_transfer(self, batch, dataloader_idx: int):
         """This is the step that is trained next."""
@@ -301,7 +290,3 @@ class ChatData(LightningDataModule):
         limit = self._trainer.limit_train_batches
         whole = len(self.window_sampler())
         return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-
-
-def _unchanged(batch):
-    return batch

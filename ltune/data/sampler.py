@@ -94,6 +94,19 @@ class WindowSampler(Sampler[Window]):
         first = number // self.repeats * size
         return self.deal(micro_batches[first : first + size], (epoch, number))
 
+    def heaviest(self, lengths: np.ndarray) -> Window:
+        """The window of the first epoch whose micro-batches have the most tokens, over all ranks.
+
+        Args:
+            lengths: Tokens of each row, (rows,).
+        """
+        micro_batches = self.micro_batches(0)
+        begins = np.cumsum([0, *map(len, micro_batches[:-1])])
+        tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
+        size = self.accumulate * self.world_size
+        number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
+        return self.window(micro_batches, 0, number * self.repeats)
+
     def micro_batches(self, epoch: int) -> list[tuple[int, ...]]:
         """All micro-batches of an epoch, over all ranks, in their order."""
         if self.packed is not None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
 from ltune.data.collate import Step
 from ltune.data.mixing import Mix
@@ -32,6 +34,11 @@ class Split:
 
     def __getitem__(self, row: int) -> tuple[Sequence, ...]:
         return self.prepared[int(self.indices[row])]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row; (rows,)."""
+        return np.asarray(self.prepared.lengths)[self.indices]
 
     def place(self, row: int) -> str:
         """Where the row came from."""
@@ -84,7 +91,7 @@ def mixed(rows: Split, mix: Mix, weights: list[float], seed: int) -> Split:
     return Split(rows.prepared, rows.indices[positions], rows.trained[positions])
 
 
-class Batches(torch.utils.data.Dataset):
+class Batches(TorchDataset):
     """A sampler's plan in, its rows out: what a step trains on, or what is evaluated at once.
 
     Args:
@@ -104,3 +111,12 @@ class Batches(torch.utils.data.Dataset):
             return Step((plan.rows,), sequences, plan.window_tokens, plan.window_rows, None, self.flat, self.pad_id)
         sequences = {row: self.rows[row] for rows in plan.micro_batches for row in rows}
         return Step(plan.micro_batches, sequences, plan.tokens, plan.rows, plan.position, self.flat, self.pad_id)
+
+    def loader(self, sampler: Sampler, *, workers: int, seed: int) -> DataLoader:
+        """A loader of what the sampler plans; without a generator of its own, each iteration would draw from the global random numbers."""
+        own = torch.Generator().manual_seed(seed)
+        return DataLoader(self, sampler=sampler, batch_size=None, collate_fn=_unchanged, num_workers=workers, generator=own)
+
+
+def _unchanged(step):
+    return step

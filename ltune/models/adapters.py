@@ -1,7 +1,6 @@
 """Which weights are trained: new low-rank ones beside frozen layers (LoRA), some layers (Freeze), or all (Full)."""
 
 import logging
-import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltune.errors import UsageError
+from ltune.models.layer_names import check_adapted, decoder_layers, linear_layers, require_names, short_names
 from ltune.models.quantize import is_quantized
 
 if TYPE_CHECKING:
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 FloatName = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Linear layers that choose experts rather than transform
-ROUTERS = {"gate", "router", "shared_expert_gate"}
-# peft (0.21) takes these names, in a model whose experts are fused, to mean the experts
-FUSED_NAMES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 log = logging.getLogger(__name__)
 
@@ -144,50 +140,6 @@ class LoRA(Adapter):
         )
 
 
-def linear_layers(model: "PreTrainedModel") -> list[str]:
-    """Full names of every linear layer but the output head and the routers of experts."""
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    stacked = [name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
-    fused = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in stacked})
-    excluded = ROUTERS | (FUSED_NAMES if fused else set())
-    found = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head]
-    names = [name for name in found if name.rpartition(".")[2] not in excluded]
-    if not names:
-        raise UsageError(f"adapter: {type(model).__name__} has no linear layers that LoRA could adapt.\nName them in adapter.targets.")
-    if fused:
-        left = sorted({name.rpartition(".")[2] for name in found} & FUSED_NAMES)
-        log.warning("fused experts are not adapted: %s", ", ".join(fused + left))
-    return names
-
-
-def short_names(model: nn.Module, names: list[str]) -> list[str]:
-    """The last parts of the names, as adapters usually list them; the full names where a module not meant has the same last part."""
-    others = {name.rpartition(".")[2] for name, _ in model.named_modules() if name not in set(names)}
-    leaves = {name.rpartition(".")[2] for name in names}
-    return names if leaves & others else sorted(leaves)
-
-
-def check_adapted(model: nn.Module, expected: list[str]) -> None:
-    """PEFT matches by name and rewrites some names; what was adapted must be what was meant."""
-    from peft.tuners.lora import LoraLayer
-
-    # names in the wrapped model begin with base_model.model.
-    adapted = {name.split(".", 2)[2] for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    if odd := sorted(adapted ^ set(expected)):
-        raise UsageError(f"adapter: PEFT adapts other layers than asked, such as {odd[0]}.\nName the layers in adapter.targets.")
-
-
-def require_names(model: nn.Module, option: str, names: list[str]) -> None:
-    """PEFT takes a list of which one name fits, and says nothing of the others."""
-    existing = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
-    for wanted in names:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in existing):
-            leaves = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-            raise UsageError(f"adapter.{option}: the model has no module {wanted}.\nIts linear layers: {', '.join(leaves)}")
-
-
 def start_pissa(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
     """The starting weights are kept as `pissa_start`: saving subtracts them, so that the adapter fits the unchanged base model."""
     from peft import get_peft_model, get_peft_model_state_dict
@@ -268,15 +220,6 @@ def train_matching(model: nn.Module, option: str, part: str, where: Any, require
         raise UsageError(f"adapter.{option}: no parameter there has {part!r} in its name.")
     for parameter in matching:
         parameter.requires_grad_(True)
-
-
-def decoder_layers(model: "PreTrainedModel") -> tuple[str, int]:
-    """The name of the list of decoder layers, such as model.layers, and its length."""
-    count = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, count
-    raise UsageError(f"adapter: Freeze finds no list of {count} decoder layers in {type(model).__name__}. Use LoRA or Full.")
 
 
 class Full(Adapter):

@@ -5,19 +5,19 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Rated, Row
 from ltune.errors import UsageError
-from ltune.objectives.base import Actor, Beside, Loss, Objective
+from ltune.objectives.base import Actor, Loss
 from ltune.objectives.logprobs import sequence_logps
 from ltune.objectives.policy import Policy
 from ltune.objectives.rated import told
-from ltune.objectives.reference import AdapterOff, Reference
+from ltune.objectives.reference import AdapterOff, Reference, Referenced
 
 
-class BCO(Objective):
+class BCO(Referenced):
     """Binary classifier optimization (https://arxiv.org/abs/2404.04656, eq. 10), with the reward shift of its section 4.2.
 
     The shift is the average of the rewards' means over good and over bad answers, of all steps before: so it does not depend on how the
@@ -57,19 +57,11 @@ class BCO(Objective):
             self._note(rewards.detach().double(), good.double())
         return Loss(each.sum() / batch.window_rows, told(rewards, logps, good) | {"shift": shift * len(batch.rows) / batch.window_rows})
 
-    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
-        """The reference."""
-        self.reference.extend(model, load)
-
-    def beside(self) -> list[Beside]:
-        """What the reference loads."""
-        return self.reference.beside()
-
     def collect(self, step: Step, actor: Actor) -> Step:
         """The rows, and nothing of a step that was not taken."""
         self.sums = self.sums.to(actor.device)
         self.pending = None
-        return self.reference.collect(step, actor)
+        return super().collect(step, actor)
 
     def _note(self, rewards: Tensor, good: Tensor) -> None:
         marks = torch.stack([1 - good, good])  # (2, S)

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 
 from ltune.models.adapters import continue_adapter
-from ltune.models.attention import assert_rows_isolated
-from ltune.models.fast.build import quick_way
 from ltune.models.load import load_model
-from ltune.models.precision import compute_dtype, weights_dtype
+from ltune.models.precision import weights_dtype
 from ltune.models.quantize import Quantizer
-from ltune.objectives.policy import Policy
+from ltune.objectives.policy import Policy, policy_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,4 @@ class Companions:
         whole: Any = continue_adapter(base, Path(adapter)) if adapter else base
         whole.requires_grad_(False)
         whole.eval()
-        fast = quick_way(base, compute_dtype(self.precision), self.flat) if self.fast else None
-        if fast is None and self.flat:
-            assert_rows_isolated(base)
-        return Policy(whole, forward_of=base, fast=fast)
+        return policy_of(whole, base, self.precision, self.flat, self.fast)

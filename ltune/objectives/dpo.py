@@ -1,21 +1,18 @@
 """Direct preference optimization: the policy's log-ratio to a reference is the reward, and the chosen answer's should be the higher one."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
-from torch import nn
-
-from ltune.data.collate import Batch, Step
+from ltune.data.collate import Batch
 from ltune.data.rows import Pair, Row
 from ltune.errors import UsageError
-from ltune.objectives.base import Actor, Beside, Loss, Objective
+from ltune.objectives.base import Loss
 from ltune.objectives.pairs import Pairs, told
 from ltune.objectives.policy import Policy
 from ltune.objectives.preference_losses import PreferenceLoss, Sigmoid
-from ltune.objectives.reference import AdapterOff, Reference
+from ltune.objectives.reference import AdapterOff, Reference, Referenced
 
 
-class DPO(Objective):
+class DPO(Referenced):
     """Direct preference optimization (https://arxiv.org/abs/2305.18290).
 
     Args:
@@ -54,15 +51,3 @@ class DPO(Objective):
             each = each - self.sft_weight * Pairs.of(losses, None, batch).chosen_mean
         rewards = self.beta * pairs.chosen_ratio, self.beta * pairs.rejected_ratio
         return Loss(each.sum() / batch.window_rows, told(*rewards, pairs.chosen, pairs.rejected, batch))
-
-    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
-        """The reference."""
-        self.reference.extend(model, load)
-
-    def beside(self) -> list[Beside]:
-        """What the reference loads."""
-        return self.reference.beside()
-
-    def collect(self, step: Step, actor: Actor) -> Step:
-        """With the reference's log-probabilities, where they are cached."""
-        return self.reference.collect(step, actor)

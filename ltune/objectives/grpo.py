@@ -1,26 +1,24 @@
 """GRPO: several answers to each prompt, each judged by how much better it is than the others (https://arxiv.org/abs/2402.03300)."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltune.data.collate import Batch
-from ltune.errors import UsageError
 from ltune.generation.sampling import Sampling
 from ltune.objectives.advantages import Scale, group_advantages
 from ltune.objectives.base import Loss
 from ltune.objectives.clipping import k3, policy_loss
+from ltune.objectives.grouped import Grouped
 from ltune.objectives.logprobs import by_sequence, token_counts
 from ltune.objectives.policy import Policy
-from ltune.objectives.reference import AdapterOff, Reference
-from ltune.objectives.reinforcement import Reinforcement
+from ltune.objectives.reference import Reference
 from ltune.objectives.rewards import RewardFunction
 from ltune.objectives.rollout import Rollout
 
 
-class GRPO(Reinforcement):
+class GRPO(Grouped):
     """Group relative policy optimization.
 
         A_i = (r_i - mean of its group) / (its standard deviation + 1e-4),   r = p / p_old
@@ -62,24 +60,9 @@ class GRPO(Reinforcement):
         mask_truncated: bool = False,
         reference: Reference | None = None,
     ) -> None:
-        super().__init__(rewards, sampling, answers, iterations, mini_batches)
-        if answers < 2:
-            raise UsageError(f"{type(self).__name__}: answers is 2 or more, got {answers}: one alone has no other to be better than")
-        self.clip, self.clip_high, self.kl = clip, clip if clip_high is None else clip_high, kl
+        super().__init__(rewards, sampling, answers, iterations, mini_batches, clip, clip_high, kl, reference)
         self.weigh_kl = weigh_kl
         self.scale, self.normalize, self.level, self.mask_truncated = scale, normalize, level, mask_truncated
-        self.reference = reference or AdapterOff()
-
-    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
-        """The reference, where it counts."""
-        super().extend(model, load)
-        if self.kl:
-            self.reference.extend(model, load)
-
-    def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
-        """Log-probabilities, where the policy will have moved on before the last step; the reference's, where it counts."""
-        found = {} if self.repeats == 1 else {"old": -policy.token_losses(batch, temperature=self.temperature)}
-        return found | ({"reference": -self.reference.compute(policy, batch, self.temperature)} if self.kl else {})
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
         """Advantages: (S,)."""
@@ -98,24 +81,14 @@ class GRPO(Reinforcement):
         """The formula."""
         losses, owner = policy.token_losses(batch, temperature=self.temperature), batch.owner
         logps = -losses  # (N,)
-        old = batch.extra("old") if self.repeats > 1 else logps.detach()
+        old = batch.extra("old") if self.has_old else logps.detach()
         log_ratios = logps - old
         if self.level == "answer":
             log_ratios = (by_sequence(log_ratios, batch) / token_counts(batch))[owner]
         clipped = policy_loss(log_ratios, batch.extra("advantages")[owner], self.clip, self.clip_high)
-        loss, metrics = clipped.loss, self._metrics(clipped.low, clipped.high, logps, batch)
+        loss, metrics = clipped.loss, self.told_of(clipped, batch.window_tokens, logps, batch)
         if self.kl:
             divergence = k3(logps, batch.extra("reference")) * (log_ratios.exp() if self.weigh_kl else 1.0)
             loss = loss + self.kl * divergence
             metrics["kl"] = divergence.sum() / batch.window_tokens
         return Loss((loss * batch.extra("share")[owner]).sum(), metrics)
-
-    def _metrics(self, low: Tensor, high: Tensor, logps: Tensor, batch: Batch) -> dict[str, Tensor]:
-        whole = batch.window_tokens
-        clipped = {"low": low, "high": high, "region": low | high}
-        return {f"clip_ratio/{name}_mean": which.sum() / whole for name, which in clipped.items()} | {"entropy": -logps.sum() / whole}
-
-    @property
-    def numbers(self) -> tuple[list[str], list[str]]:
-        """What ``judge`` and ``read`` give."""
-        return ["advantages"], [*(["old"] if self.repeats > 1 else []), *(["reference"] if self.kl else [])]

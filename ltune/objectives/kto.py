@@ -1,25 +1,24 @@
 """Kahneman-Tversky optimization: good answers up, bad ones down, as seen from where the policy stands already."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltune.data.collate import Batch, Step
 from ltune.data.rows import Mismatched, Row, Sequence
 from ltune.errors import UsageError
-from ltune.objectives.base import Actor, Beside, Loss, Objective
+from ltune.objectives.base import Actor, Loss
 from ltune.objectives.logprobs import sequence_logps
 from ltune.objectives.metrics import Mean
 from ltune.objectives.policy import Policy
 from ltune.objectives.rated import told
-from ltune.objectives.reference import AdapterOff, Reference
+from ltune.objectives.reference import AdapterOff, Reference, Referenced
 
 
-class KTO(Objective):
+class KTO(Referenced):
     """Kahneman-Tversky optimization (https://arxiv.org/abs/2402.01306, eq. 8).
 
     The divergence from the reference is estimated on the micro-batch as it is configured (data.batch_size), by each row's question with the
@@ -58,17 +57,9 @@ class KTO(Objective):
         metrics = told(self.beta * (logps - reference), logps, good) | {"kl": estimate}
         return Loss(each.sum() / batch.window_rows, metrics)
 
-    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
-        """The reference."""
-        self.reference.extend(model, load)
-
-    def beside(self) -> list[Beside]:
-        """What the reference loads."""
-        return self.reference.beside()
-
     def collect(self, step: Step, actor: Actor) -> Step:
         """The rows' own answers, each with the divergence of its micro-batch."""
-        step = self.reference.collect(step, actor)
+        step = super().collect(step, actor)
         ratios = self._mismatched_ratios(step, actor) if self.divergence else dict.fromkeys(step.rows, 0.0)
         sequences: dict[int, tuple[Sequence, ...]] = {}
         for rows in step.micro_batches:

@@ -9,6 +9,7 @@ from ltune.data.collate import Step
 from ltune.data.rows import IGNORE
 from ltune.data.rows import Sequence as Tokens
 from ltune.models.quantize import Quantizer
+from ltune.objectives.base import Beside
 from ltune.objectives.policy import Policy
 from ltune.objectives.reward import RewardModel
 from ltune.objectives.rewards import Answer, RewardFunction
@@ -43,6 +44,10 @@ class ModelReward(RewardFunction):
         """Loads it."""
         self.device = device
         self.model.load(load, device)
+
+    def beside(self) -> list[Beside]:
+        """It."""
+        return [self.model.beside()]
 
     def scores(self, answers: Sequence[Answer]) -> list[float]:
         """Any number; higher is better."""

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltune.data.collate import Batch
-from ltune.models.attention import evaluating
+from ltune.models.attention import assert_rows_isolated, evaluating
 from ltune.models.fast.attention import Lent, Rows
+from ltune.models.fast.build import quick_way
 from ltune.models.fast.model import FastModel, scaling_of_logits
+from ltune.models.load import enable_gradient_checkpointing
 from ltune.models.noise import with_noise
+from ltune.models.precision import compute_dtype
 
 
 class Policy:
@@ -185,3 +188,22 @@ def _active(model: Any, name: str) -> Iterator[None]:
 
 def _inputs(batch: Batch) -> dict[str, Tensor | None]:
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+
+
+def policy_of(model: nn.Module, bare: Any, precision: str, flat: bool, quick: bool, again: bool = False) -> Policy:
+    """The quickest policy that is right.
+
+    Args:
+        model: Bare, or wrapped by PEFT.
+        bare: The model without what wraps it.
+        precision: The trainer's.
+        flat: Whether rows lie end to end.
+        quick: Whether ltune's own layers are wanted where they can serve the model.
+        again: Whether transformers' layers compute activations again in the backward pass.
+    """
+    fast = quick_way(bare, compute_dtype(precision), flat) if quick else None
+    if fast is None and again:
+        enable_gradient_checkpointing(bare)
+    if fast is None and flat:
+        assert_rows_isolated(bare)
+    return Policy(model, forward_of=bare, fast=fast)

@@ -15,7 +15,7 @@ from ltune.objectives.base import Loss
 from ltune.objectives.clipping import k1, policy_loss, value_loss
 from ltune.objectives.kl_control import AdaptiveKL, KLControl, RunningScale
 from ltune.objectives.policy import Policy
-from ltune.objectives.reference import AdapterOff, Reference
+from ltune.objectives.reference import Reference
 from ltune.objectives.reinforcement import Reinforcement
 from ltune.objectives.rewards import RewardFunction
 from ltune.objectives.rollout import Rollout
@@ -69,21 +69,24 @@ class PPO(Reinforcement):
         value_head: str | None = None,
         reference: Reference | None = None,
     ) -> None:
-        super().__init__(rewards, sampling, answers, iterations, mini_batches)
+        super().__init__(rewards, sampling, answers, iterations, mini_batches, reference)
         self.clip, self.value_clip, self.value_weight, self.gamma, self.decay = clip, value_clip, value_weight, gamma, decay
         self.kl, self.whiten_rewards, self.no_end_penalty = kl, whiten_rewards, no_end_penalty
         self.scale, self.clip_scores = RunningScale() if normalize_scores else None, clip_scores
-        self.value_head, self.reference = value_head, reference or AdapterOff()
+        self.value_head = value_head
         self.head: ValueHead
 
+    @property
+    def refers(self) -> bool:
+        """Where a divergence costs something."""
+        return self.kl.coefficient != 0
+
     def extend(self, model: Any, load: Callable[..., Policy]) -> None:
-        """The value head becomes a part of the model; the reference, where it counts."""
+        """The value head becomes a part of the model."""
         super().extend(model, load)
         size = model.config.get_text_config().hidden_size
         head = ValueHead.load(Path(self.value_head)) if self.value_head else ValueHead(size)
         self.head = model.value_head = head.to(next(model.parameters()).device)
-        if self.kl.coefficient:
-            self.reference.extend(model, load)
 
     def save(self, folder: Path) -> None:
         """The value head, beside the adapter."""
@@ -92,7 +95,7 @@ class PPO(Reinforcement):
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
         """Log-probabilities and values, and the reference's log-probabilities."""
         losses, hidden = policy.losses_and_hidden(batch, self.temperature)
-        reference = -self.reference.compute(policy, batch, self.temperature) if self.kl.coefficient else -losses
+        reference = -self.reference.compute(policy, batch, self.temperature) if self.refers else -losses
         return {"old": -losses, "values": self.head(hidden), "reference": reference}
 
     def judge(self, rollout: Rollout) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""The model that a policy must not move too far from: itself without its adapter, with another adapter, or another model altogether."""
+"""The model that a policy must not move too far from: itself without its adapter, with another adapter, or another model altogether; and
+what the objectives have in common that compare the policy with one row by row."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from ltune.data.collate import Batch, Step
 from ltune.data.rows import IGNORE, Sequence
 from ltune.errors import UsageError
 from ltune.models.quantize import Quantizer
-from ltune.objectives.base import Actor, Beside
+from ltune.objectives.base import Actor, Beside, Objective
 from ltune.objectives.policy import Policy
 
 KEPT = "reference_losses"  # the extra that cached losses travel as
@@ -156,3 +157,21 @@ class OtherModel(Reference):
         assert self.policy is not None, "extend comes first"
         with torch.no_grad():
             return self.policy.token_losses(batch, temperature=temperature)
+
+
+class Referenced(Objective):
+    """Base of DPO, KTO, BCO."""
+
+    reference: Reference
+
+    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
+        """The reference."""
+        self.reference.extend(model, load)
+
+    def beside(self) -> list[Beside]:
+        """What the reference loads."""
+        return self.reference.beside()
+
+    def collect(self, step: Step, actor: Actor) -> Step:
+        """With the reference's log-probabilities, where they are cached."""
+        return self.reference.collect(step, actor)

@@ -23,8 +23,9 @@ from ltune.data.rows import Prompt, Row
 from ltune.errors import DataError, UsageError
 from ltune.generation.answers import Answers
 from ltune.generation.sampling import Sampling
-from ltune.objectives.base import Actor, Loss, Objective
+from ltune.objectives.base import Actor, Beside, Loss, Objective
 from ltune.objectives.policy import Policy
+from ltune.objectives.reference import AdapterOff, Reference
 from ltune.objectives.rewards import Answer, RewardFunction, names_of, scored, weighted
 from ltune.objectives.rollout import Rollout, made_of, step_of
 from ltune.objectives.rollout_facts import facts, line_of
@@ -44,11 +45,14 @@ class Reinforcement(Objective):
         group: Answers to each prompt.
         iterations: How often a rollout is gone through.
         mini_batches: Optimizer steps each time; the answers are dealt to them at random.
+        reference: What the divergence is from; None: the model without its adapter.
     """
 
     rows: ClassVar[type[Row]] = Prompt
 
-    def __init__(self, rewards: list[RewardFunction], sampling: Sampling, group: int, iterations: int, mini_batches: int) -> None:
+    def __init__(
+        self, rewards: list[RewardFunction], sampling: Sampling, group: int, iterations: int, mini_batches: int, reference: Reference | None
+    ) -> None:
         if not rewards:
             raise UsageError(f"{type(self).__name__}: rewards is empty; name at least one, for example  - class_path: ExactMatch")
         if sampling.temperature == 0:
@@ -62,6 +66,7 @@ class Reinforcement(Objective):
         self.names = names_of(rewards)
         self.temperature = sampling.temperature  # log-probabilities are those that answers are drawn with
         self.mini_batches, self.repeats = mini_batches, iterations * mini_batches
+        self.reference = reference or AdapterOff()
         self.rollout: Rollout | None = None
         self.start: tuple[int, int] | None = None  # position of the first step on it
         self.turn = 0  # which of the steps on it is under way
@@ -72,6 +77,11 @@ class Reinforcement(Objective):
         self.answers: Answers | None = None
 
     # -- what a method is -----------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def refers(self) -> bool:
+        """Whether the divergence from the reference counts."""
 
     @abstractmethod
     def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
@@ -92,9 +102,16 @@ class Reinforcement(Objective):
     # -- around the steps -----------------------------------------------------------------------------------------------------------
 
     def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
-        """Reward models are loaded."""
+        """Reward models are loaded, and the reference where it counts."""
         for reward in self.rewards:
             reward.extend(load, next(model.parameters()).device)
+        if self.refers:
+            self.reference.extend(model, load)
+
+    def beside(self) -> list[Beside]:
+        """Reward models, and what the reference loads where it counts."""
+        models = [model for reward in self.rewards for model in reward.beside()]
+        return models + (self.reference.beside() if self.refers else [])
 
     def collect(self, step: Step, actor: Actor) -> Step:
         """The answers whose turn it is, in place of their prompts; at the first turn they are made."""

@@ -14,7 +14,7 @@ from ltune.data.rows import Pair, Row
 from ltune.errors import UsageError
 from ltune.models.heads import ValueHead
 from ltune.models.quantize import Quantizer
-from ltune.objectives.base import Loss, Objective
+from ltune.objectives.base import Beside, Loss, Objective
 from ltune.objectives.policy import Policy
 
 
@@ -78,22 +78,30 @@ class RewardModel:
         self.policy: Policy
         self.head: ValueHead
 
+    def beside(self) -> Beside:
+        """The model that is loaded.
+
+        Raises:
+            UsageError: The folder holds no such result.
+        """
+        folder = Path(self.folder)
+        described = folder / "adapter_config.json"
+        if described.is_file():
+            base = self.model or json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            return Beside(base, None, self.quantize)
+        if (folder / "config.json").is_file():
+            return Beside(self.folder, None, self.quantize)
+        raise UsageError(f"{folder} has neither adapter_config.json nor config.json: it is no result of a training run.")
+
     def load(self, load: Callable[..., Policy], device: torch.device) -> None:
         """From the disk; ``load`` is what ``Objective.extend`` is given.
 
         Raises:
             UsageError: The folder holds no such result.
         """
-        folder = Path(self.folder)
-        self.head = ValueHead.load(folder).to(device).requires_grad_(False)
-        described = folder / "adapter_config.json"
-        if described.is_file():
-            base = self.model or json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            self.policy = load(base, quantize=self.quantize, adapter=self.folder)
-        elif (folder / "config.json").is_file():
-            self.policy = load(self.folder, quantize=self.quantize)
-        else:
-            raise UsageError(f"{folder} has neither adapter_config.json nor config.json: it is no result of a training run.")
+        self.head = ValueHead.load(Path(self.folder)).to(device).requires_grad_(False)
+        base = self.beside().model
+        self.policy = load(base, quantize=self.quantize, adapter=None if base == self.folder else self.folder)
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> Tensor:

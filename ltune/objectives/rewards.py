@@ -56,6 +56,10 @@ class RewardFunction(ABC):
     def extend(self, load: Callable[..., Any], device: Any) -> None:  # noqa: B027 (most need nothing)
         """Load what it needs on the device; see ``Objective.extend``."""
 
+    def beside(self) -> list[Any]:
+        """The models that it loads; see ``Objective.beside``."""
+        return []
+
     @abstractmethod
     def scores(self, answers: Sequence[Answer]) -> Sequence[float | None]:
         """A number for each answer; None where the check has nothing to say."""

@@ -1,25 +1,22 @@
 """RLOO: REINFORCE with the mean of a prompt's other answers as baseline (https://arxiv.org/abs/2402.14740)."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltune.data.collate import Batch
-from ltune.errors import UsageError
 from ltune.generation.sampling import Sampling
 from ltune.objectives.advantages import TINY, leave_one_out
 from ltune.objectives.base import Loss
 from ltune.objectives.clipping import policy_loss
+from ltune.objectives.grouped import Grouped
 from ltune.objectives.logprobs import by_sequence
 from ltune.objectives.policy import Policy
-from ltune.objectives.reference import AdapterOff, Reference
-from ltune.objectives.reinforcement import Reinforcement
+from ltune.objectives.reference import Reference
 from ltune.objectives.rewards import RewardFunction
 from ltune.objectives.rollout import Rollout
 
 
-class RLOO(Reinforcement):
+class RLOO(Grouped):
     """REINFORCE leave-one-out; an answer is one action.
 
         A_i = R_i - mean of the other R of its group,   R = reward - kl sum_t (log p_old - log p_ref),   r = p(answer) / p_old(answer)
@@ -51,22 +48,13 @@ class RLOO(Reinforcement):
         whiten: bool = False,
         reference: Reference | None = None,
     ) -> None:
-        super().__init__(rewards, sampling, answers, iterations, mini_batches)
-        if answers < 2:
-            raise UsageError(f"RLOO: answers is 2 or more, got {answers}: one alone has no other to be better than")
-        self.clip, self.clip_high, self.kl, self.whiten = clip, clip if clip_high is None else clip_high, kl, whiten
-        self.reference = reference or AdapterOff()
+        super().__init__(rewards, sampling, answers, iterations, mini_batches, clip, clip_high, kl, reference)
+        self.whiten = whiten
 
-    def extend(self, model: nn.Module, load: Callable[..., Policy]) -> None:
-        """The reference, where it counts."""
-        super().extend(model, load)
-        if self.kl:
-            self.reference.extend(model, load)
-
-    def read(self, policy: Policy, batch: Batch) -> dict[str, Tensor]:
-        """Log-probabilities, those of the reference where it counts."""
-        found = {} if self.repeats == 1 and not self.kl else {"old": -policy.token_losses(batch, temperature=self.temperature)}
-        return found | ({"reference": -self.reference.compute(policy, batch, self.temperature)} if self.kl else {})
+    @property
+    def has_old(self) -> bool:
+        """Also for the divergence, which is a part of the reward."""
+        return super().has_old or self.refers
 
     def judge(self, rollout: Rollout) -> dict[str, float]:
         """Advantages: (S,)."""
@@ -84,17 +72,6 @@ class RLOO(Reinforcement):
     def trained(self, policy: Policy, batch: Batch) -> Loss:
         """The formula."""
         logps = -policy.token_losses(batch, temperature=self.temperature)  # (N,)
-        old = batch.extra("old") if self._has_old else logps.detach()
+        old = batch.extra("old") if self.has_old else logps.detach()
         clipped = policy_loss(by_sequence(logps - old, batch), batch.extra("advantages"), self.clip, self.clip_high)  # (S,)
-        which = {"low": clipped.low, "high": clipped.high, "region": clipped.low | clipped.high}
-        metrics = {f"clip_ratio/{name}_mean": one.sum() / batch.window_rows for name, one in which.items()}
-        return Loss((clipped.loss * batch.extra("share")).sum(), {**metrics, "entropy": -logps.sum() / batch.window_tokens})
-
-    @property
-    def _has_old(self) -> bool:
-        return self.repeats > 1 or self.kl != 0
-
-    @property
-    def numbers(self) -> tuple[list[str], list[str]]:
-        """What ``judge`` and ``read`` give."""
-        return ["advantages"], [*(["old"] if self._has_old else []), *(["reference"] if self.kl else [])]
+        return Loss((clipped.loss * batch.extra("share")).sum(), self.told_of(clipped, batch.window_rows, logps, batch))

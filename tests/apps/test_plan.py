@@ -100,6 +100,22 @@ def test_a_teacher_beside_the_student_counts(folder, capsys):
     assert (four_bits["total"] - alone["total"]) / GIB == pytest.approx(5.3, abs=0.1)
 
 
+def test_the_reward_model_and_the_reference_of_answers_count(folder, capsys):
+    (folder / "llama" / "adapter").mkdir()
+    (folder / "llama" / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "llama"}))
+    reward = {"class_path": "ModelReward", "init_args": {"folder": "llama/adapter", "quantize": "NF4"}}
+    reference = {"class_path": "OtherModel", "init_args": {"model": "llama"}}
+    found = []
+    for changes in (
+        {"rewards": ["ExactMatch"], "reference": reference},
+        {"rewards": [reward]},
+        {"rewards": [reward], "kl": 0.1, "reference": reference},
+    ):
+        (folder / "grpo.yaml").write_text(json.dumps({"model": {"objective": {"class_path": "GRPO", "init_args": changes}}}))
+        found.append(planned(capsys, "--config", "grpo.yaml")[1]["ways"]["speed"]["parts"]["other models"] / GIB)
+    assert found == [0, pytest.approx(5.3, abs=0.1), pytest.approx(5.3 + 8.03e9 * 2 / GIB, abs=0.1)]  # without kl there is no reference
+
+
 @pytest.mark.parametrize("memory", [8, 12, 16, 24, 48, 80])
 def test_auto_keeps_inside_the_memory(folder, capsys, memory):
     code, found = planned(capsys, "--model.model", "llama", "--memory", f"{memory}GiB", "--data.max_length", "1024")

@@ -268,7 +268,7 @@ def test_a_broken_file_is_refused_with_its_line(folder, capsys):
 
 
 def test_as_a_process_results_and_log_are_apart(folder, ltune):
-    done = ltune("preview", "--config", "job.yaml", "--json", "--data.template", "chatml", env={"LC_ALL": "C"})
+    done = ltune("preview", "--config", "job.yaml", "--json", "--data.template", "chatml", env={"LC_ALL": "C"}, fresh=True)
     assert done.returncode == 0, done.stderr
     assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["input_ids", "labels", "segments"]] * 2
     assert "chatml" in done.stderr

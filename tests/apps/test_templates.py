@@ -105,7 +105,7 @@ def test_it_answers_at_once_and_imports_nothing_heavy(ltune):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
     assert time.monotonic() - before < 3
-    assert ltune("templates", "qwem").returncode == 2
+    assert ltune("templates", "qwem", fresh=True).returncode == 2
 
 
 @pytest.mark.parametrize(("environment", "sign"), [({}, "\033[32m"), ({"NO_COLOR": "1"}, "⟦")])

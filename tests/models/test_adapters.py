@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from ltune.errors import UsageError
-from ltune.models.adapters import Freeze, Full, LoRA, linear_layers, trainable_state
+from ltune.models.adapters import Freeze, Full, LoRA, trainable_state
+from ltune.models.layer_names import linear_layers
 from ltune.models.load import load_model
 from ltune.models.quantize import NF4
 
@@ -115,7 +116,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     ids=["mixtral", "qwen3_moe", "qwen3_moe with a dense layer", "qwen2_moe with a shared expert"],
 )
 def test_experts_and_routers_are_left_alone_and_that_is_said(config: Any, adapted: set[str], said: str, caplog: Any) -> None:
-    with caplog.at_level(logging.WARNING, "ltune.models.adapters"):
+    with caplog.at_level(logging.WARNING, "ltune.models.layer_names"):
         model = LoRA().apply(AutoModelForCausalLM.from_config(config))
     assert adapted_leaves(model) == adapted
     assert {name.split(".")[-2] for name in trainable_state(model)} == {"default"}

@@ -1,0 +1,150 @@
+"""An optimizer step of all its micro-batches: forward and backward, again with less where memory runs out, and what it came to."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ltune.acting import actor_of
+from ltune.data.collate import Step
+from ltune.optim.groups import is_fused
+from ltune.outcome import Outcome, Part
+from ltune.randomness import seed_step
+
+BEFORE = 1  # a step's place when its rows are collected
+
+
+class Steps:
+    """The steps of a run, one after the other.
+
+    Args:
+        module: The FineTuner above this file, with its model loaded.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.actor = actor_of(module, module.trainer.strategy.root_device)
+        self.parts: list[Part] = []  # of the step under way
+        self.outcome: Outcome | None = None  # of the last step
+        self.unchecked: Outcome | None = None  # the device may still be at it
+        self.collected: Step | None = None  # what the last step was computed on
+
+    # -- before the first -----------------------------------------------------------------------------------------------------------
+
+    def settle_memory(self, heaviest: Step, optimizer: Optimizer) -> None:
+        """Choose how steps use the memory, and try it on the largest: memory runs out now or not at all."""
+        step = self.module.objective.longest(heaviest)
+        file = Path(self.module.trainer.default_root_dir) / "memory.json"
+        self.module.memory.settle(file, step, None if self._joined else lambda: self._rehearse(step, optimizer))
+
+    def _rehearse(self, step: Step, optimizer: Optimizer) -> None:
+        """What the step needs, its optimizer's moments included, and nothing left of it."""
+        missing = 0 if optimizer.state else 2 * sum(p.numel() * p.element_size() for p in trained_by(optimizer))
+        moments = torch.empty(missing, dtype=torch.uint8, device=self.actor.device)
+        try:
+            self._accumulate(step)
+        finally:
+            del moments
+            self.parts = []
+            optimizer.zero_grad()
+
+    # -- forward and backward -------------------------------------------------------------------------------------------------------
+
+    def accumulate(self, step: Step, optimizer: Optimizer) -> Tensor:
+        """The gradient of all micro-batches. With several ranks the last one's backward is Lightning's, in which the ranks' gradients are
+        added up; alone, the loss that is returned has nothing behind it."""
+        if self._joined:
+            optimizer.zero_grad()
+            return self._accumulate(step)
+        while True:
+            optimizer.zero_grad()
+            try:
+                return self._accumulate(step)
+            except torch.OutOfMemoryError as error:
+                problem = str(error)
+            optimizer.zero_grad()
+            self.module.memory.give_up_some(self.collected or self.module.objective.longest(step), problem)
+
+    @property
+    def _joined(self) -> bool:
+        """Whether the step's last backward is Lightning's; DDP expects it even of a single rank."""
+        trainer = self.module.trainer
+        return trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)
+
+    def _accumulate(self, step: Step) -> Tensor:
+        """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
+        module, device = self.module, self.actor.device
+        self.parts, self.collected = [], None
+        position = step.position or (0, 0)
+        step = self.collected = self.collect(step, position)
+        batches = step.batches(module.memory.most_tokens)
+        for number, batch in enumerate(batches, 1):
+            seed_step(module.seed, *position, number - 1, module.global_rank)  # dropout depends on the place in training alone
+            loss, metrics = module.objective.loss(module.policy, batch.tensors().to(device, non_blocking=True))
+            self.parts.append(Part(loss.detach(), batch.rows, metrics))
+            loss = loss * module.trainer.world_size
+            if self._joined and number == len(batches):
+                return loss
+            with torch.autocast(device.type, enabled=False):
+                module.trainer.strategy.backward(loss, None)
+        return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
+
+    def collect(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
+        """What the objective makes of the step's rows."""
+        module = self.module
+        self.actor.most_tokens, self.actor.step = module.memory.most_tokens, module.trainer.global_step + 1
+        self.actor.seed = lambda number: seed_step(module.seed, *position, number, module.global_rank, BEFORE)
+        with torch.no_grad():
+            return module.objective.collect(step, self.actor)
+
+    # -- what it came to ------------------------------------------------------------------------------------------------------------
+
+    def end(self, optimizer: Optimizer, clip: float | None) -> None:
+        """Right before the optimizer's step: the step's loss, the gradient's norm, and the stop if one is not finite.
+
+        Args:
+            optimizer: With the gradients.
+            clip: The longest that the gradient may be; None: any length.
+        """
+        self.check()
+        self.module.objective.stepped(self.add_ranks)
+        parts, self.parts = self.parts, []
+        loss = self.add_ranks(torch.stack([part.loss for part in parts]).sum())
+        norm = torch.nn.utils.clip_grad_norm_([p for p in trained_by(optimizer) if p.grad is not None], clip or float("inf"))
+        self.outcome = self.unchecked = Outcome(torch.stack([loss.float(), norm.float()]), parts, self.module.trainer.global_step + 1)
+        if norm.is_cuda and is_fused(optimizer):
+            self.outcome.guard(optimizer)  # looked at one step later, so that the host does not wait
+        else:
+            self.check()
+
+    def check(self) -> None:
+        """Stop if the last step's loss or gradient is not finite; under 16-mixed the scaler leaves such a gradient's step out itself."""
+        outcome, self.unchecked = self.unchecked, None
+        if outcome is not None:
+            outcome.check(self.module.data.train_rows.place, norm_too=self.module.trainer.precision != "16-mixed")
+
+    @property
+    def loss(self) -> float:
+        """Of the last step. Waits for the device."""
+        return self.outcome.loss if self.outcome else float("nan")
+
+    @property
+    def grad_norm(self) -> float:
+        """Of the last step, before clipping."""
+        return self.outcome.norm if self.outcome else float("nan")
+
+    def metrics(self) -> dict[str, float]:
+        """The objective's, of the last step. All ranks ask, or none; waits for the device."""
+        return self.outcome.metrics(self.add_ranks) if self.outcome else {}
+
+    def add_ranks(self, values: Tensor) -> Tensor:
+        """The sum over the ranks."""
+        return self.module.trainer.strategy.reduce(values, reduce_op="sum")
+
+
+def trained_by(optimizer: Optimizer) -> list[torch.nn.Parameter]:
+    """Its parameters."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
