@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ltune.callbacks.when import at_log_step, stepped
+from ltune.callbacks.when import at_log_step, on_the_host, stepped
 
 if TYPE_CHECKING:
     from ltune.data.collate import Batch
@@ -49,15 +49,17 @@ class Throughput(Callback):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - self._started
-        mine = torch.tensor([self._tokens, self._samples, peak_memory(device)], dtype=torch.float64, device=device)
-        ranks = trainer.strategy.all_gather(mine).reshape(-1, 3).cpu()  # (ranks, 3)
+        mine = torch.tensor([self._tokens, self._samples, peak_memory(device)], dtype=torch.float64)
+        if trainer.world_size > 1:
+            mine = trainer.strategy.all_gather(mine.to(device)).cpu()
+        ranks = mine.reshape(-1, 3)
         values = {
-            "train/tokens_per_second": ranks[:, 0].sum() / seconds,
-            "train/samples_per_second": ranks[:, 1].sum() / seconds,
-            "train/step_seconds": torch.tensor(seconds / self._steps, dtype=torch.float64),
-            "train/peak_memory_gib": ranks[:, 2].max() / 2**30,
+            "train/tokens_per_second": float(ranks[:, 0].sum()) / seconds,
+            "train/samples_per_second": float(ranks[:, 1].sum()) / seconds,
+            "train/step_seconds": seconds / self._steps,
+            "train/peak_memory_gib": float(ranks[:, 2].max()) / 2**30,
         }
-        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
+        pl_module.log_dict(on_the_host(values), on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
         self._restart()
 
     def _restart(self) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ltune.callbacks.when import at_log_step
+from ltune.callbacks.when import at_log_step, on_the_host
 
 
 class TrainMetrics(Callback):
@@ -21,4 +21,4 @@ class TrainMetrics(Callback):
             "step": float(trainer.global_step),
         }
         values |= {f"train/{name}": value for name, value in steps.metrics().items()}
-        pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
+        pl_module.log_dict(on_the_host(values), on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)

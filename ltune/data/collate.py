@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ltune.data.rows import IGNORE, Sequence
+from ltune.data.sharing import Compact, compact
 
 LaidOut = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]  # input_ids, position_ids, labels, attention_mask
 
@@ -36,6 +37,7 @@ class Batch:
     rows: tuple[int, ...]
     sequences: int  # S; 0 where a rank has no row: then one token stands there that belongs to none
     extras: dict[str, Any]  # (S,) or (N,), float32: what the sequences bring along; see ``extra``
+    compact: Compact | None = None  # the same for who computes nothing twice: see sharing.py
 
     @property
     def flat(self) -> bool:
@@ -78,8 +80,13 @@ class Batch:
         return self._map(lambda value: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value)
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
-        changed = {field.name: change(getattr(self, field.name)) for field in fields(self)}
-        return replace(self, **changed | {"extras": {name: change(value) for name, value in self.extras.items()}})
+        extras = {name: change(value) for name, value in self.extras.items()}
+        inner = self.compact and replace(self.compact, **_changed(self.compact, change))
+        return replace(self, **_changed(self, change) | {"extras": extras, "compact": inner})
+
+
+def _changed(record: Any, change: Callable[[Any], Any]) -> dict[str, Any]:
+    return {field.name: change(getattr(record, field.name)) for field in fields(record)}
 
 
 @dataclass
@@ -156,7 +163,8 @@ def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: flo
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = sum(lengths) if sequences else 0
     places = predict_at, targets, starts, max(lengths), tokens
-    return Batch(input_ids, position_ids, mask, *places, window_tokens, window_rows, rows, len(sequences), _extras(sequences))
+    computed = compact(input_ids[0], position_ids[0], starts, predict_at) if flat else None
+    return Batch(input_ids, position_ids, mask, *places, window_tokens, window_rows, rows, len(sequences), _extras(sequences), computed)
 
 
 def _extras(sequences: list[Sequence]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ltune.data.collate import Batch
 from ltune.models.attention import assert_rows_isolated, evaluating
+from ltune.models.fast.attention import Lent, Rows
 from ltune.models.fast.build import quick_way
 from ltune.models.fast.model import FastModel, scaling_of_logits
 from ltune.models.load import enable_gradient_checkpointing
@@ -50,16 +51,16 @@ class Policy:
             temperature: That logits are divided by.
         """
         if self.fast is not None and batch.flat:
-            return self.fast.token_losses(*_places(batch), batch.predict_at, batch.targets, smoothing, temperature)
+            return self.fast.token_losses(*self._places(batch), batch.targets, smoothing, temperature)
         logits = self._logits(batch, batch.predict_at).float() / temperature
         return F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=smoothing)
 
     def hidden(self, batch: Batch, at: Tensor | None = None) -> Tensor:
         """What the head reads at the positions ``at`` of the flattened input; None: before the trained tokens. (N, H), in the products'
         dtype."""
-        at = batch.predict_at if at is None else at
         if self.fast is not None and batch.flat:
-            return self.fast.hidden(*_places(batch), at)
+            return self.fast.hidden(*self._places(batch, at))
+        at = batch.predict_at if at is None else at
         if self.has_plain_head:
             return self.bare.base_model(**_inputs(batch), use_cache=False).last_hidden_state.flatten(0, 1)[at]
         return self._logits_and_hidden(batch, at)[1]
@@ -90,13 +91,13 @@ class Policy:
     def logits(self, batch: Batch) -> Tensor:
         """Of the next token before each trained one: (N, V), in the products' dtype. All at once: mind the memory."""
         if self.fast is not None and batch.flat:
-            return self.fast.logits_from(self.fast.hidden(*_places(batch), batch.predict_at))
+            return self.fast.logits_from(self.fast.hidden(*self._places(batch)))
         return self._logits(batch, batch.predict_at)
 
     def losses_and_hidden(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """``token_losses`` (N,) and ``hidden`` (N, H) by one pass."""
         if self.fast is not None and batch.flat:
-            hidden = self.fast.hidden(*_places(batch), batch.predict_at)
+            hidden = self.fast.hidden(*self._places(batch))
             return self.fast.losses_from(hidden, batch.targets, temperature=temperature), hidden
         logits, hidden = self._logits_and_hidden(batch, batch.predict_at)
         return F.cross_entropy(logits.float() / temperature, batch.targets, reduction="none"), hidden
@@ -147,6 +148,17 @@ class Policy:
 
         return any(isinstance(module, ModulesToSaveWrapper) for module in self.model.modules())
 
+    def _places(self, batch: Batch, at: Tensor | None = None) -> tuple[Tensor, Tensor, Rows, Tensor]:
+        """The quick way's tokens, their positions, rows, and the places that are read."""
+        assert self.fast is not None
+        compact = batch.compact
+        if at is not None or compact is None or not self.fast.can_lend(compact.longest):
+            rows = Rows(batch.starts, batch.longest)
+            return batch.input_ids[0], batch.position_ids[0], rows, batch.predict_at if at is None else at
+        starts, lenders, borrowed, borrowers = compact.places
+        lent = Lent(lenders, borrowed, borrowers, compact.borrowed) if compact.borrowed else None
+        return compact.input_ids, compact.position_ids, Rows(starts, compact.longest, lent), compact.predict_at
+
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.
         if batch.flat and self.keeps_positions:
@@ -176,10 +188,6 @@ def _active(model: Any, name: str) -> Iterator[None]:
 
 def _inputs(batch: Batch) -> dict[str, Tensor | None]:
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-
-
-def _places(batch: Batch) -> tuple[Tensor, Tensor, Tensor, int]:
-    return batch.input_ids[0], batch.position_ids[0], batch.starts, batch.longest
 
 
 def policy_of(model: nn.Module, bare: Any, precision: str, flat: bool, quick: bool, again: bool = False) -> Policy:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton
-from ltune.models.fast.short_attention import WIDEST, attend_short, attend_short_backward
+from ltune.models.fast.lent_attention import add_of_borrowers
+from ltune.models.fast.short_attention import WIDEST, Lent, attend_short, attend_short_backward
 
 LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
 OWN = True  # whether our own kernels for short rows are used
@@ -26,12 +27,18 @@ class Rows:
     """Where rows lie in a flat batch of T tokens."""
 
     starts: Tensor  # (rows + 1,) int32: where each begins, and T
-    longest: int  # tokens
+    longest: int  # tokens, lent ones included
+    lent: Lent | None = None  # rows may see tokens of another before their own; see ``can_lend``
 
     @property
     def single(self) -> bool:
         """Whether there is one row."""
         return len(self.starts) == 2
+
+
+def can_lend(longest: int, width: int, like: Tensor) -> bool:
+    """Whether lent tokens are served among rows of up to that many tokens, heads of that width and tensors like this one."""
+    return not _has_kernel(like) or (OWN and has_triton(like) and longest <= SHORT and width <= WIDEST)
 
 
 Saved = tuple[Tensor, Tensor, Any]  # o, lse, and what the kernel wants back
@@ -47,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
     """
     if _short(q, rows):
-        return *attend_short(q, k, v, rows.starts, scale, window), None
+        return *attend_short(q, k, v, rows.starts, scale, window, rows.lent), None
     if not _has_kernel(q):
         return *_formula(q, k, v, rows, scale, window), None
     if _long(q, rows, window):
@@ -65,7 +72,10 @@ def attend_backward(
     """The gradients of q, k and v; the same bits each time."""
     o, lse, rest = saved
     if _short(q, rows):
-        return attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window)
+        dq, dk, dv, delta = attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window, rows.lent)
+        if rows.lent is not None:
+            add_of_borrowers(dk, dv, do, q, k, v, lse, delta, rows.starts, rows.lent, scale, window)
+        return dq, dk, dv
     if not _has_kernel(q):
         return _formula_backward(do, q, k, v, o, lse, rows, scale, window)
     if _long(q, rows, window):
@@ -116,7 +126,7 @@ def _seen(window: int | None) -> dict[str, int]:
 def _formula(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
     o = torch.empty_like(q)
     lse = torch.empty(q.shape[1], q.shape[0], device=q.device)  # (H, T)
-    for row, scores, _, values in _each(q, k, v, rows, scale, window):
+    for row, _, scores, _, values in _each(q, k, v, rows, scale, window):
         lse[:, row] = scores.logsumexp(-1)
         o[row] = (scores.softmax(-1) @ values).transpose(0, 1).to(q.dtype)
     return o, lse
@@ -125,28 +135,41 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: 
 def _formula_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, rows: Rows, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dq = torch.empty_like(q)
+    dk, dv = (torch.zeros(x.shape, device=x.device) for x in (k, v))  # lent tokens get something of several rows
     groups = q.shape[1] // k.shape[1]
-    for row, scores, keys, values in _each(q, k, v, rows, scale, window):
+    for row, seen, scores, keys, values in _each(q, k, v, rows, scale, window):
         d, out = do[row].transpose(0, 1).float(), o[row].transpose(0, 1).float()  # (H, L, D)
-        p = (scores - lse[:, row, None]).exp()  # (H, L, L)
+        p = (scores - lse[:, row, None]).exp()  # (H, L, keys)
         ds = p * (d @ values.mT - (d * out).sum(-1, keepdim=True))
         dq[row] = (ds @ keys * scale).transpose(0, 1).to(q.dtype)
         per_head_k = ds.mT @ q[row].transpose(0, 1).float() * scale
-        dk[row] = per_head_k.unflatten(0, (-1, groups)).sum(1).transpose(0, 1).to(k.dtype)
-        dv[row] = (p.mT @ d).unflatten(0, (-1, groups)).sum(1).transpose(0, 1).to(v.dtype)
-    return dq, dk, dv
+        dk[seen] += per_head_k.unflatten(0, (-1, groups)).sum(1).transpose(0, 1)
+        dv[seen] += (p.mT @ d).unflatten(0, (-1, groups)).sum(1).transpose(0, 1)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _each(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Of each row: its place, masked scores (H, L, L), and keys and values (H, L, D) repeated for their queries."""
+Seen = tuple[slice, Tensor, Tensor, Tensor, Tensor]
+
+
+def _each(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> Iterator[Seen]:
+    """Of each row: its place, where the keys that it sees stand, masked scores (H, L, keys), and keys and values (H, keys, D) repeated
+    for their queries."""
     groups = q.shape[1] // k.shape[1]
-    bounds = rows.starts.tolist()
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end, lender, count in zip(*_borders(rows), strict=True):
         row = slice(begin, end)
+        seen = torch.cat([torch.arange(lender, lender + count), torch.arange(begin, end)]).to(q.device)
         queries = q[row].transpose(0, 1).float()
-        keys, values = (heads[row].transpose(0, 1).float().repeat_interleave(groups, 0) for heads in (k, v))
-        place = torch.arange(end - begin, device=q.device)
-        back = place[:, None] - place[None]  # how far back a key lies
-        seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-        yield row, (queries @ keys.mT * scale).masked_fill(~seen, -torch.inf), keys, values
+        keys, values = (heads[seen].transpose(0, 1).float().repeat_interleave(groups, 0) for heads in (k, v))
+        back = torch.arange(count, count + end - begin, device=q.device)[:, None] - torch.arange(len(seen), device=q.device)
+        hidden = (back < 0) if window is None else (back < 0) | (back >= window)
+        yield row, seen, (queries @ keys.mT * scale).masked_fill(hidden, -torch.inf), keys, values
+
+
+def _borders(rows: Rows) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Of each row: where it begins and ends, where its lender begins, and how many tokens it borrows."""
+    starts = rows.starts.tolist()
+    if rows.lent is None:
+        nothing = [0] * (len(starts) - 1)
+        return starts[:-1], starts[1:], nothing, nothing
+    return starts[:-1], starts[1:], rows.lent.lenders.tolist()[:-1], rows.lent.borrowed.diff().tolist()

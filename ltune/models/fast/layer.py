@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ltune.models.fast.attention import Rows, attend, attend_backward
+from ltune.models.fast.filled import filled
 from ltune.models.fast.gate import gated, gated_backward
 from ltune.models.fast.norm import rms_norm, rms_norm_backward
 from ltune.models.fast.offload import Shelf
@@ -103,27 +104,30 @@ class AttentionHalf:
         heads = found["qkv"].view(len(found["qkv"]), -1, self.width)
         return heads.split([self.heads, self.key_heads, self.key_heads], 1)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, dict[str, Any]]:
-        """y (T, H), and what there is to keep."""
+    def forward(self, x: Tensor, context: Context, at: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """y (T, H), or (N, H) where it is asked for at some places only; and what there is to keep."""
         found = self.inner(x, context)
         found["attended"] = self.attend(found, context)
-        o = found["attended"][0].reshape(len(x), -1)
+        o, stream = _chosen(found["attended"][0].reshape(len(x), -1), at), _chosen(x, at)
         if self.after is None:
-            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=x)
+            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream)
             return y, found
         found["before"], found["z_out"] = self.out.forward(o, self.out.weight())
         normed, found["r_after"] = self.after.forward(found["before"])
-        return x + normed, found
+        return stream + normed, found
 
-    def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], context: Context, need_dx: bool) -> tuple[Tensor | None, Gradients]:
+    def backward(
+        self, dy: Tensor, x: Tensor, found: dict[str, Any], context: Context, need_dx: bool, at: Tensor | None = None
+    ) -> tuple[Tensor | None, Gradients]:
         """dx, and the gradients of ``parameters()``."""
-        o = found["attended"][0].reshape(len(x), -1)
+        o = _chosen(found["attended"][0].reshape(len(x), -1), at)
         d = dy
         after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
         do, of_out = self.out.backward(d, o, found["z_out"], self.out.weight())
         assert do is not None
+        do, dy = _spread(do, at, len(x)), _spread(dy, at, len(x))
         heads = (len(x), self.heads, self.width)
         dq, dk, dv = attend_backward(do.view(heads), *self._split(found), found["attended"], context.rows, self.scale, self.window)
         dqkv = gather_rotated_back(dq, dk, dv, *context.rotary[self.kind])
@@ -198,11 +202,21 @@ class FeedForwardHalf:
         return dx, [*of_gate_up, *of_down, *first, *after]
 
 
-def again_attention(half: AttentionHalf, x: Tensor, attended: Any, context: Context) -> dict[str, Any]:
+def _chosen(x: Tensor, at: Tensor | None) -> Tensor:
+    """(N, H) of (T, H), filled up."""
+    return x if at is None else filled(x.index_select(0, at))
+
+
+def _spread(d: Tensor, at: Tensor | None, tokens: int) -> Tensor:
+    """(T, H) of (N, H): zeros where nothing was chosen."""
+    return d if at is None else d.new_zeros(tokens, d.shape[1]).index_copy_(0, at, d[: len(at)])
+
+
+def again_attention(half: AttentionHalf, x: Tensor, attended: Any, context: Context, at: Tensor | None) -> dict[str, Any]:
     """What the backward wants, computed anew from the input; attention itself only where its output was not kept."""
     found = half.inner(x, context)
     found["attended"] = attended or half.attend(found, context)
-    o = found["attended"][0].reshape(len(x), -1)
+    o = _chosen(found["attended"][0].reshape(len(x), -1), at)
     found["z_out"] = half.out.low.down(o)
     if half.after is not None:
         found["before"], _ = half.out.forward(o, half.out.weight())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltune.models.fast.filled import filled
 from ltune.models.fast.launch import has_triton, tl, triton
 
 BYTES = 2**28  # of logits at once
@@ -41,10 +42,11 @@ class HeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if training and frozen else None
         used = weight.detach().to(hidden.dtype)
         for part in _parts(len(targets), used, chunk):
-            logits = hidden[part] @ used.mT  # (n, V)
-            losses[part] = cross_entropy_(logits, targets[part], gradient is not None, smoothing)
+            count = len(targets[part])
+            logits = filled(hidden[part]) @ used.mT  # (n, V)
+            losses[part] = cross_entropy_(logits[:count], targets[part], gradient is not None, smoothing)
             if gradient is not None:
-                gradient[part] = logits @ used
+                gradient[part] = (logits @ used)[:count]
         if training:
             ctx.save_for_backward(*([gradient] if frozen else [hidden, weight, targets]))
             ctx.chunk, ctx.smoothing = chunk, smoothing

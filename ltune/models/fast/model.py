@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast.attention import Rows
+from ltune.models.fast.attention import Rows, can_lend
 from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
 from ltune.models.fast.lowrank import Copy, LowRank, frozen_low_rank, refresh, share_storage
@@ -16,7 +16,7 @@ from ltune.models.fast.offload import HostShelf, Shelf
 from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
 from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
-from ltune.models.fast.training_graphs import SHORT, TrainingGraphs, padded
+from ltune.models.fast.training_graphs import BUCKET, OWN_SHORT, SHORT, STEP, Size, TrainingGraphs, padded, rows_of
 
 
 class FastModel:
@@ -85,12 +85,16 @@ class FastModel:
         """All of them, in order."""
         return [one for a, f in self.layers for one in (a.qkv, a.out, f.gate_up, f.down)]
 
+    def can_lend(self, longest: int) -> bool:
+        """Whether rows of up to that many tokens may see another's tokens before their own."""
+        like = torch.empty(0, dtype=self.dtype, device=self.head.weight.device)
+        return self.change is None and all(can_lend(longest, width, like) for width in {attention.width for attention, _ in self.layers})
+
     def token_losses(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        starts: Tensor,
-        longest: int,
+        rows: Rows,
         predict_at: Tensor,
         targets: Tensor,
         smoothing: float = 0.0,
@@ -100,25 +104,23 @@ class FastModel:
 
         Args:
             input_ids: (T,): rows end to end.
-            position_ids: (T,): restarting with each row.
-            starts: (rows + 1,) int32: where each row begins, and T.
-            longest: Tokens of the longest row.
+            position_ids: (T,): restarting with each row, or going on from the tokens that it borrows.
+            rows: Where they lie.
             predict_at: (N,): the positions before trained tokens.
             targets: (N,): the trained tokens.
             smoothing: Share of each target that is spread over all tokens.
             temperature: That logits are divided by.
         """
         with torch.autocast(input_ids.device.type, enabled=False):
-            hidden = self.hidden(input_ids, position_ids, starts, longest, predict_at)
+            hidden = self.hidden(input_ids, position_ids, rows, predict_at)
             return self.losses_from(hidden, targets, smoothing, temperature)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, starts: Tensor, longest: int, at: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, at: Tensor) -> Tensor:
         """What the head reads at the positions ``at``, (N,): (N, H)."""
         with torch.autocast(input_ids.device.type, enabled=False):
-            x = self.layers_output(input_ids, position_ids, Rows(starts, longest))
             if not len(at):  # a rank without rows in a short window
-                return x[:0]
-            return NormStep.apply(x, self.norm.weight, self.norm, at)
+                return self.layers_output(input_ids, position_ids, rows)[:0]
+            return NormStep.apply(self.layers_output(input_ids, position_ids, rows, at), self.norm.weight, self.norm)
 
     def losses_from(self, hidden: Tensor, targets: Tensor, smoothing: float = 0.0, temperature: float = 1.0) -> Tensor:
         """The cross-entropy of the targets (N,) under the head's reading of (N, H): (N,) float32."""
@@ -168,29 +170,34 @@ class FastModel:
             for projection, low in zip(projections, trained, strict=True):
                 projection.low = low
 
-    def layers_output(self, input_ids: Tensor, position_ids: Tensor, rows: Rows) -> Tensor:
-        """What the last norm reads, (T, H)."""
+    def layers_output(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, at: Tensor | None = None) -> Tensor:
+        """What the last norm reads, (T, H), or at the places ``at`` only, (N, H)."""
         training = torch.is_grad_enabled()
         self._refresh()
-        if self.graphs is None or self.change is not None or not training or len(input_ids) > SHORT:
-            return self._layers(input_ids, position_ids, rows, training)
-        key, inputs = padded(input_ids, position_ids, rows.starts)
-        if self.graphs.ready(key, inputs):
-            return GraphedStep.apply(self.graphs, key, inputs, len(input_ids), *self.parameters)
-        return self._layers(inputs["input_ids"], inputs["position_ids"], Rows(inputs["starts"], key[0]), training)[: len(input_ids)]
+        graphs = self.graphs if training and self.change is None and len(input_ids) <= SHORT else None
+        if graphs is None and (self.change is not None or rows.longest > OWN_SHORT):
+            return self._layers(input_ids, position_ids, rows, training, at)
+        size, inputs = padded(input_ids, position_ids, rows, BUCKET if graphs else STEP)
+        filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training
+        if graphs is None:
+            return self._layers(*filled, at)[: len(input_ids) if at is None else len(at)]
+        if graphs.ready(size, inputs):
+            x = GraphedStep.apply(graphs, size, inputs, len(input_ids), *self.parameters)
+        else:
+            x = self._layers(*filled)[: len(input_ids)]
+        return x if at is None else Chosen.apply(x, at)
 
-    def _layers(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool) -> Tensor:
+    def _layers(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool, at: Tensor | None = None) -> Tensor:
         x, context = self._entered(input_ids, position_ids, rows, training)
-        return LayersStep.apply(x, self.layers, context, training, *self.parameters)
+        return LayersStep.apply(x, self.layers, context, at, training, *self.parameters)
 
     def _entered(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool) -> tuple[Tensor, Context]:
         """The embedded tokens (T, H), and what the layers share."""
         x = self._embedded(input_ids).to(self.dtype)
         return x, Context(rows, self._rotary(x, position_ids), self.keep, self.shelf if training else Shelf(), self.chunk)
 
-    def _graph_forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Context, Kept]]:
-        rows = Rows(inputs["starts"], len(inputs["input_ids"]))
-        x, context = self._entered(inputs["input_ids"], inputs["position_ids"], rows, training=True)
+    def _graph_forward(self, size: Size, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Context, Kept]]:
+        x, context = self._entered(inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training=True)
         kept: Kept = []
         return run(x, self.layers, context, kept), (context, kept)
 
@@ -228,23 +235,35 @@ class FastModel:
         self._versions = versions
 
 
-class NormStep(torch.autograd.Function):
-    """The last norm, at the positions that are asked for."""
+class Chosen(torch.autograd.Function):
+    """Some places, each at most once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm, at: Tensor) -> Tensor:
-        chosen = x.index_select(0, at)
-        y, r = norm.forward(chosen)
-        ctx.save_for_backward(chosen, r, at)
-        ctx.norm, ctx.tokens = norm, len(x)
+    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.tokens = len(x)
+        return x.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return dy.new_zeros(ctx.tokens, dy.shape[1]).index_copy_(0, ctx.saved_tensors[0], dy), None
+
+
+class NormStep(torch.autograd.Function):
+    """The last norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+        y, r = norm.forward(x)
+        ctx.save_for_backward(x, r)
+        ctx.norm = norm
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        chosen, r, at = ctx.saved_tensors
-        d, dweight = ctx.norm.backward(dy.contiguous(), chosen, r)
-        dx = torch.zeros(ctx.tokens, d.shape[1], dtype=d.dtype, device=d.device).index_copy_(0, at, d)
-        return dx, dweight[0] if dweight else None, None, None
+        x, r = ctx.saved_tensors
+        dx, dweight = ctx.norm.backward(dy.contiguous(), x, r)
+        return dx, dweight[0] if dweight else None, None
 
 
 def scaling_of_logits(causal: Any) -> str | None:

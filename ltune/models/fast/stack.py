@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ltune.models.fast.filled import filled
 from ltune.models.fast.layer import (
     AttentionHalf,
     Context,
@@ -17,7 +18,7 @@ from ltune.models.fast.layer import (
 from ltune.models.fast.projection import Gradients
 
 if TYPE_CHECKING:
-    from ltune.models.fast.training_graphs import TrainingGraphs
+    from ltune.models.fast.training_graphs import Size, TrainingGraphs
 
 Layers = list[tuple[AttentionHalf, FeedForwardHalf]]
 Kept = list[tuple[Any, Any]]  # of each half: the ticket of its input, and what its forward found
@@ -27,38 +28,40 @@ class LayersStep(torch.autograd.Function):
     """Embedded tokens to what the last norm reads. The trained parameters are passed so that their gradients go the usual way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: Layers, context: Context, training: bool, *parameters: Tensor) -> Tensor:
-        """(T, H) to (T, H)."""
+    def forward(ctx: Any, x: Tensor, layers: Layers, context: Context, at: Tensor | None, training: bool, *parameters: Tensor) -> Tensor:
+        """(T, H) to (T, H), or to (N, H) where ``at`` says which places are read."""
         kept: Kept | None = [] if training else None
-        y = run(x, layers, context, kept)
-        ctx.layers, ctx.context, ctx.kept = layers, context, kept
-        return y
+        y = run(x, layers, context, kept, at)
+        ctx.layers, ctx.context, ctx.at, ctx.kept = layers, context, at, kept
+        return y if at is None else y[: len(at)]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         kept, ctx.kept = ctx.kept, None
-        dx, gradients = run_backward(dy.contiguous(), ctx.layers, ctx.context, kept, ctx.needs_input_grad[0])
-        return dx, None, None, None, *gradients
+        dy = dy if ctx.at is None else filled(dy)
+        dx, gradients = run_backward(dy.contiguous(), ctx.layers, ctx.context, kept, ctx.needs_input_grad[0], ctx.at)
+        return dx, None, None, None, None, *gradients
 
 
 class GraphedStep(torch.autograd.Function):
     """The same, replayed from CUDA graphs, from token ids on."""
 
     @staticmethod
-    def forward(ctx: Any, graphs: "TrainingGraphs", key: Any, inputs: dict[str, Tensor], tokens: int, *parameters: Tensor) -> Tensor:
-        ctx.graphs, ctx.key = graphs, key
-        return graphs.forward(key, inputs)[:tokens].clone()
+    def forward(ctx: Any, graphs: "TrainingGraphs", size: "Size", inputs: dict[str, Tensor], tokens: int, *parameters: Tensor) -> Tensor:
+        ctx.graphs, ctx.size = graphs, size
+        return graphs.forward(size, inputs)[:tokens].clone()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, None, None, None, *ctx.graphs.backward(ctx.key, dy)
+        return None, None, None, None, *ctx.graphs.backward(ctx.size, dy)
 
 
-def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None) -> Tensor:
-    """Forward; what the backward wants is appended to ``kept``."""
+def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None, at: Tensor | None = None) -> Tensor:
+    """Forward; what the backward wants is appended to ``kept``. Where only some places are read, the last layer goes on with these after
+    its attention, which needs all keys and values."""
     found: dict[str, Any] | None
-    for attention, feed_forward in layers:
-        y, found = attention.forward(x, context)
+    for number, (attention, feed_forward) in enumerate(layers, 1):
+        y, found = attention.forward(x, context, at if number == len(layers) else None)
         if kept is not None:
             kept.append((context.shelf.put(x), _worth_keeping(found, context)))
         x, found = _feed_forward(y, feed_forward, context)
@@ -81,7 +84,9 @@ def _feed_forward(x: Tensor, half: FeedForwardHalf, context: Context) -> tuple[T
     return torch.cat([half.forward(part, weights)[0] for part in x.split(context.chunk)]), None
 
 
-def run_backward(dy: Tensor, layers: Layers, context: Context, kept: Kept, need_dx: bool) -> tuple[Tensor | None, Gradients]:
+def run_backward(
+    dy: Tensor, layers: Layers, context: Context, kept: Kept, need_dx: bool, at: Tensor | None = None
+) -> tuple[Tensor | None, Gradients]:
     """The gradient of the input, and of all layers' ``parameters()`` in their order. Uses up ``kept``."""
     of_layers: list[Gradients] = []
     d: Tensor | None = dy
@@ -91,9 +96,10 @@ def run_backward(dy: Tensor, layers: Layers, context: Context, kept: Kept, need_
         d, of_feed_forward = _feed_forward_backward(d, context.shelf.take(ticket), feed_forward, found, context)
         ticket, found = kept.pop()
         x = context.shelf.take(ticket)
+        read = at if number == len(layers) - 1 else None
         if context.keep is not Keep.ALL:
-            found = again_attention(attention, x, found.get("attended"), context)
-        d, of_attention = attention.backward(d, x, found, context, need_dx or number > 0)
+            found = again_attention(attention, x, found.get("attended"), context, read)
+        d, of_attention = attention.backward(d, x, found, context, need_dx or number > 0, read)
         of_layers.append([*of_attention, *of_feed_forward])
         del found, x
     return d, [gradient for gradients in reversed(of_layers) for gradient in gradients]

@@ -9,34 +9,63 @@ launches; where it gives other bits, or cannot be captured, none is used.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ltune.models.fast.attention import SHORT as OWN_SHORT
+from ltune.models.fast.attention import Lent, Rows
 from ltune.models.fast.projection import Gradients
 
-BUCKET = 64  # tokens
+BUCKET = 64  # tokens, of a step that is captured
+STEP = 32  # tokens, of others: with fewer shapes, the libraries' kernels are found and loaded once, and memory is used again as it is
 ROWS = 8  # rows are padded to a multiple, with empty ones
+LENT = 256  # room for borrowed tokens is made by this many
 SHORT = 4096  # tokens; a longer step keeps the GPU busy for longer than its launches take
-
-Key = tuple[int, int]  # tokens, row borders
 
 log = logging.getLogger(__name__)
 
 
-def padded(input_ids: Tensor, position_ids: Tensor, starts: Tensor) -> tuple[Key, dict[str, Tensor]]:
-    """The size that a batch is run at, and its inputs filled up to that."""
-    tokens, borders = len(input_ids), len(starts)
-    size = -(-tokens // BUCKET) * BUCKET
-    rows = -(-borders // ROWS) * ROWS + 1  # at least one more border, for the row that fills up
+class Size(NamedTuple):
+    """What steps that share a graph have in common."""
+
+    tokens: int
+    borders: int  # between rows
+    lent: int  # borrowed tokens that there is room for; 0: nothing is lent
+    longest: int  # tokens of a row, or more; it tells which attention kernel is used
+
+
+def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tuple[Size, dict[str, Tensor]]:
+    """The size that a batch is run at, a multiple of ``step`` tokens, and its inputs filled up to that."""
+    tokens, borders = len(input_ids), len(rows.starts)
+    lent = _up(rows.lent.most, LENT) if rows.lent else 0
+    most = _up(tokens, step)
+    size = Size(most, _up(borders, ROWS) + 1, lent, OWN_SHORT if rows.longest <= OWN_SHORT else most)  # a border more: a row fills up
+    more, further = (0, size.tokens - tokens), (0, size.borders - borders)
     filled = {
-        "input_ids": functional.pad(input_ids, (0, size - tokens)),
-        "position_ids": functional.pad(position_ids, (0, size - tokens)),
-        "starts": functional.pad(starts, (0, rows - borders), value=size),
+        "input_ids": functional.pad(input_ids, more),
+        "position_ids": functional.pad(position_ids, more),
+        "starts": functional.pad(rows.starts, further, value=size.tokens),
     }
-    return (size, rows), filled
+    if rows.lent:
+        filled |= {
+            "lenders": functional.pad(rows.lent.lenders, further),
+            "borrowed": functional.pad(rows.lent.borrowed, further, value=rows.lent.most),
+            "borrowers": functional.pad(rows.lent.borrowers, further),
+        }
+    return size, filled
+
+
+def rows_of(size: Size, inputs: dict[str, Tensor]) -> Rows:
+    """Of a batch that was filled up."""
+    lent = Lent(inputs["lenders"], inputs["borrowed"], inputs["borrowers"], size.lent) if size.lent else None
+    return Rows(inputs["starts"], size.longest, lent)
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 @dataclass
@@ -54,36 +83,39 @@ class TrainingGraphs:
     """Graphs by size.
 
     Args:
-        forward: Inputs to y (T, H) and what the backward wants.
+        forward: (size, inputs) to y (T, H) and what the backward wants.
         backward: (dy, that) to the gradients of the parameters.
     """
 
-    def __init__(self, forward: Callable[[dict[str, Tensor]], tuple[Tensor, Any]], backward: Callable[[Tensor, Any], Gradients]) -> None:
+    def __init__(
+        self, forward: Callable[[Size, dict[str, Tensor]], tuple[Tensor, Any]], backward: Callable[[Tensor, Any], Gradients]
+    ) -> None:
         self._forward, self._backward = forward, backward
-        self.seen: set[Key] = set()
-        self.captured: dict[Key, Captured] = {}
+        self.seen: set[Size] = set()
+        self.captured: dict[Size, Captured] = {}
         self.pool: Any = None
         self.busy = False
         self.off = False
         self.gradients: Tensor | None = None  # of all parameters, end to end; every graph writes them here
         self.shapes: list[torch.Size | None] = []  # of each parameter's gradient
 
-    def ready(self, key: Key, inputs: dict[str, Tensor]) -> bool:
+    def ready(self, size: Size, inputs: dict[str, Tensor]) -> bool:
         """Whether this size is to be replayed; it is captured when it comes the second time."""
         if self.busy or self.off:
             return False
-        if key not in self.seen:
-            self.seen.add(key)
+        if size not in self.seen:
+            self.seen.add(size)
             return False
-        if key not in self.captured:
-            self._add(key, inputs)
+        if size not in self.captured:
+            self._add(size, inputs)
         return not self.off
 
-    def _add(self, key: Key, inputs: dict[str, Tensor]) -> None:
+    def _add(self, size: Size, inputs: dict[str, Tensor]) -> None:
         try:
-            expected = None if self.captured else self._plainly(inputs)  # first: its activations are gone before those of the graph come
-            self.captured[key] = self._capture(inputs)
-            same = expected is None or self._gives(key, inputs, *expected)
+            # First, so that its activations are gone before those of the graph come
+            expected = None if self.captured else self._plainly(size, inputs)
+            self.captured[size] = self._capture(size, inputs)
+            same = expected is None or self._gives(size, inputs, *expected)
             problem = None if same else "a graph gives other bits than plain launches"
         except RuntimeError as error:
             problem = str(error).splitlines()[0]
@@ -92,16 +124,16 @@ class TrainingGraphs:
             self.clear()
             self.off = True
 
-    def _plainly(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Gradients]:
+    def _plainly(self, size: Size, inputs: dict[str, Tensor]) -> tuple[Tensor, Gradients]:
         """y, and the gradients where y itself is the upstream one."""
-        y, kept = self._forward(inputs)
+        y, kept = self._forward(size, inputs)
         return y, self._backward(y, kept)
 
-    def _gives(self, key: Key, inputs: dict[str, Tensor], y: Tensor, gradients: Gradients) -> bool:
-        if not torch.equal(self.forward(key, inputs), y):
+    def _gives(self, size: Size, inputs: dict[str, Tensor], y: Tensor, gradients: Gradients) -> bool:
+        if not torch.equal(self.forward(size, inputs), y):
             self.busy = False
             return False
-        pairs = zip(self.backward(key, y), gradients, strict=True)
+        pairs = zip(self.backward(size, y), gradients, strict=True)
         return all(
             found is not None and wanted is not None and torch.equal(found, wanted) for found, wanted in pairs if found is not wanted
         )
@@ -112,18 +144,18 @@ class TrainingGraphs:
         self.seen.clear()
         self.pool, self.busy, self.gradients = None, False, None
 
-    def forward(self, key: Key, inputs: dict[str, Tensor]) -> Tensor:
+    def forward(self, size: Size, inputs: dict[str, Tensor]) -> Tensor:
         """y (T, H); overwritten by the next forward."""
-        captured = self.captured[key]
+        captured = self.captured[size]
         for name, value in inputs.items():
             captured.inputs[name].copy_(value, non_blocking=True)
         captured.forward.replay()
         self.busy = True
         return captured.y
 
-    def backward(self, key: Key, dy: Tensor) -> Gradients:
+    def backward(self, size: Size, dy: Tensor) -> Gradients:
         """The parameters' gradients."""
-        captured = self.captured[key]
+        captured = self.captured[size]
         captured.dy[: len(dy)].copy_(dy)
         captured.dy[len(dy) :].zero_()
         captured.backward.replay()
@@ -133,12 +165,12 @@ class TrainingGraphs:
         parts = iter(self.gradients.clone().split([shape.numel() for shape in self.shapes if shape is not None]))
         return [None if shape is None else next(parts).view(shape) for shape in self.shapes]
 
-    def _capture(self, inputs: dict[str, Tensor]) -> Captured:
+    def _capture(self, size: Size, inputs: dict[str, Tensor]) -> Captured:
         static = {name: value.clone() for name, value in inputs.items()}
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(forward, pool=self.pool, capture_error_mode="thread_local"):
-            y, kept = self._forward(static)
+            y, kept = self._forward(size, static)
         self.pool = self.pool or forward.pool()
         dy = torch.zeros_like(y)
         with torch.cuda.graph(backward, pool=self.pool, capture_error_mode="thread_local"):

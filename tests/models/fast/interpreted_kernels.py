@@ -46,11 +46,11 @@ def assert_near(found, expected, dtype):
 # -- attention ------------------------------------------------------------------------------------------------------------------------
 
 
-def attended(lengths, heads, key_heads, width, window, dtype):
+def attended(lengths, heads, key_heads, width, window, dtype, lent=None):
     """o, lse, dq, dk, dv of queries, keys and values that lie in one buffer, as they do in a layer."""
     torch.manual_seed(7)
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    rows, scale = attention.Rows(starts, max(lengths)), width**-0.5
+    rows, scale = attention.Rows(starts, max(lengths), lent), width**-0.5
     buffer = torch.randn(sum(lengths), heads + 2 * key_heads, width).to(dtype)
     split = buffer.split([heads, key_heads, key_heads], 1)
     do = torch.randn(sum(lengths), heads, width).to(dtype)
@@ -91,6 +91,24 @@ def test_many_rows_find_their_places():
     found, expected = both(attended, (1, *[0] * 63, 3, 0, 2), 2, 1, 16, None, FULL)  # more than are looked through at once
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, FULL)
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "width", "window", "dtype"),
+    [(4, 1, 64, None, FULL), (4, 1, 64, None, HALF), (2, 2, 96, 40, FULL), (8, 1, 128, 7, HALF), (6, 2, 24, 1, FULL)],
+)
+def test_attention_to_lent_tokens(heads, key_heads, width, window, dtype):
+    #          lent by 0    lone  lent by 5   nothing borrows, and rows that fill up
+    lengths = (5, 7, 1, 40, 9, 70, 3, 20, 2, 0, 0)
+    borrowed = torch.tensor([0, 0, 5, 10, 15, 15, 15, 85, 155, 155, 155, 155], dtype=torch.int32)
+    lenders = torch.tensor([0, 0, 0, 0, 0, 0, 62, 62, 0, 0, 0, 0], dtype=torch.int32)
+    borrowers = torch.tensor([0, 3, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0], dtype=torch.int32)
+    lent = attention.Lent(lenders, borrowed, borrowers, 160)
+    found, expected = both(attended, lengths, heads, key_heads, width, window, dtype, lent)
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, dtype)
+    unlike = attended(lengths, heads, key_heads, width, window, dtype)
+    assert window == 1 or not torch.equal(unlike[3], found[3])
 
 
 # -- the others -----------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ltune.generation.continuous import answer_all
 from ltune.generation.engine import generate
 from ltune.generation.sampling import Sampling
 from ltune.models.fast import cache
+from ltune.models.fast.attention import Rows
 from ltune.models.fast.cache import Places, attend_newest
 from ltune.models.fast.decode import FastDecoder, decoder_of
 from ltune.models.fast.graphs import filled_up, rounded_up
@@ -100,7 +101,7 @@ def test_training_goes_on_after_generating_and_sees_the_same_weights():
     model = adapted(causal)
     fast = FastModel(causal, torch.float32)
     ids = torch.arange(3, 15)
-    inputs = ids, torch.arange(12), torch.tensor([0, 12], dtype=torch.int32), 12, torch.arange(11), ids[1:]
+    inputs = ids, torch.arange(12), Rows(torch.tensor([0, 12], dtype=torch.int32), 12), torch.arange(11), ids[1:]
     before = fast.token_losses(*inputs)
     before.sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -1,13 +1,20 @@
 """The quick way gives what transformers' own modules give: losses and gradients, for each family, adapter and level of keeping."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ltune.data.collate import collate
+from ltune.data.rows import IGNORE, Sequence
+from ltune.models.fast.attention import Rows
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.model import FastModel
+from ltune.objectives.policy import Policy
 
 SMALL = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -62,7 +69,7 @@ def plain(model):
 
 def quick(fast):
     ids, positions, starts, at, targets = batch()
-    return fast.token_losses(ids, positions, starts, max(LENGTHS), at, targets)
+    return fast.token_losses(ids, positions, Rows(starts, max(LENGTHS)), at, targets)
 
 
 def gradients(losses, model):
@@ -118,3 +125,32 @@ def test_without_gradient_nothing_is_kept():
     fast = FastModel(causal, torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(quick(fast), plain(causal), atol=1e-5, rtol=1e-5)
+
+
+def answers():
+    """Three prompts with two, one and three answers, all beginning alike: there is something to lend in two ways."""
+    draw = np.random.default_rng(1)
+    made = []
+    for length, count in ((9, 2), (4, 1), (7, 3)):
+        prompt = np.concatenate([[5, 6], draw.integers(3, 96, length)])
+        for _ in range(count):
+            ids = np.concatenate([prompt, draw.integers(3, 96, draw.integers(1, 6))]).astype(np.int32)
+            made.append(Sequence(ids, np.where(np.arange(len(ids)) < len(prompt), IGNORE, ids).astype(np.int32)))
+    return collate(made, tuple(range(len(made))), 1.0, len(made), flat=True, pad_id=0).tensors()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("keep", Keep)
+def test_what_sequences_begin_with_in_common_is_computed_once(family, keep):
+    model, causal = build(family)
+    fast, batch = FastModel(causal, torch.float32), answers()
+    fast.keep, fast.chunk = keep, None if keep is Keep.ALL else 7
+    policy, whole = Policy(model, causal, fast), replace(batch, compact=None)
+    assert batch.compact.borrowed
+    assert len(batch.compact.input_ids) <= 0.7 * batch.tokens
+    once, each = policy.token_losses(batch), policy.token_losses(whole)
+    torch.testing.assert_close(once, each, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(once, Policy(model, causal).token_losses(batch), atol=1e-5, rtol=1e-5)
+    found, wanted = gradients(once, model), gradients(each, model)
+    for name, gradient in wanted.items():
+        assert torch.linalg.norm(found[name] - gradient) <= 2e-4 * torch.linalg.norm(gradient) + 1e-7, name

@@ -1,0 +1,119 @@
+"""What lent tokens (short_attention.py) get of the rows that borrow them: the gradients of their keys and values.
+
+A program takes a tile of the keys that a row borrows and goes over all of the row's queries; the sums of a lent token are then added up
+in the order of its borrowers, by one program: no atomics, the same bits each time.
+"""
+
+import torch
+from torch import Tensor
+
+from ltune.models.fast.launch import tl, triton
+from ltune.models.fast.short_attention import (
+    ALL,
+    KEYS,
+    LOG2E,
+    Lent,
+    Sizes,
+    grid,
+    load,
+    place_of,
+    queries_of,
+    shape_of,
+    store,
+    weights,
+)
+
+FEW = (Sizes(128, 16, 4, 2), Sizes(64, 16, 4, 1))  # where rows borrow no more than 16 tokens each, such as a template's first
+TOGETHER = 16  # borrowers whose sums are added up at once
+
+
+def add_of_borrowers(
+    dk: Tensor,
+    dv: Tensor,
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    starts: Tensor,
+    lent: Lent,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Add to dk and dv, in place, what lent tokens get of other rows.
+
+    Args:
+        dk: (T, K, D), dense, as is ``dv``: what the tokens get of their own row.
+        delta: (H, T) float32, as ``attend_short_backward`` gives it; the rest is as it was there.
+    """  # fmt: skip
+    heads, width = q.shape[1:]
+    of_keys, of_values = (torch.empty(lent.most, *k.shape[1:], dtype=torch.float32, device=k.device) for _ in range(2))
+    sizes = (FEW if lent.most <= 16 * len(starts) else KEYS)[width > 128]
+    _, shape = shape_of(heads // k.shape[1], width, sizes)
+    _borrowed_keys[grid(lent.most, starts, sizes.keys, k)](
+        do, q, k, v, lse, delta, of_keys, of_values, starts, lent.lenders, lent.borrowed,
+        q.stride(0), k.stride(0), v.stride(0), do.stride(0), of_keys.stride(0), len(q), len(starts) - 1, scale, scale * LOG2E,
+        window or ALL, **shape,
+    )  # fmt: skip
+    row = k.shape[1] * width
+    _add_up[(lent.most + len(starts) - 1, -(-row // 256))](
+        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, TOGETHER, 256, num_warps=4
+    )
+
+
+@triton.jit(do_not_specialize=["tokens", "rows"])
+def _borrowed_keys(
+    do, q, k, v, lse, delta, of_keys, of_values, starts, lenders, borrowed, stride_q, stride_k, stride_v, stride_o, stride_of, tokens, rows,
+    scale, scale2, window,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    TILE: tl.constexpr = PACKED // PADDED
+    row, before, count, first = place_of(borrowed, rows, KEYS)
+    if first >= count:
+        return
+    key_head = tl.program_id(1)
+    key = first + tl.arange(0, KEYS)
+    lender = tl.load(lenders + row).to(tl.int64)
+    keys = load(k + lender * stride_k, key, key * 0 + key_head, stride_k, key < count, DIM, WIDTH)
+    values = load(v + lender * stride_v, key, key * 0 + key_head, stride_v, key < count, DIM, WIDTH)
+    begin = tl.load(starts + row).to(tl.int64)
+    length = tl.load(starts + row + 1) - begin.to(tl.int32)
+    dk = tl.zeros((KEYS, WIDTH), tl.float32)
+    dv = tl.zeros((KEYS, WIDTH), tl.float32)
+    for block in range(0, tl.minimum(first + KEYS + window - 1 - count, length), TILE):
+        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
+        queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
+        upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
+        at = begin + head.to(tl.int64) * tokens + token
+        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
+        inner = tl.load(delta + at, mask=known, other=0.0)
+        seen = (key < count)[:, None] & (token[None, :] + count - key[:, None] < window)
+        p = weights(keys, queries, seen, scale2, norm[None, :])
+        dv = tl.dot(p.to(upstream.dtype), upstream, dv)
+        ds = p * (tl.dot(values, tl.trans(upstream)) - inner[None, :])
+        dk = tl.dot(ds.to(queries.dtype), queries, dk)
+    store(of_keys + before * stride_of, dk * scale, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
+    store(of_values + before * stride_of, dv, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, width, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
+    """A program for each borrowed token and part of its numbers; those of a lender's first borrower do the work."""
+    row, before, count, place = place_of(borrowed, rows, 1)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    known = column < width
+    sharers = tl.load(borrowers + row)
+    if (place >= count) | (sharers == 0):
+        return
+    to = (tl.load(lenders + row).to(tl.int64) + place) * width + column
+    sum_k = tl.load(dk + to, mask=known, other=0.0).to(tl.float32)
+    sum_v = tl.load(dv + to, mask=known, other=0.0).to(tl.float32)
+    for block in range(0, sharers, TOGETHER):
+        number = block + tl.arange(0, TOGETHER)
+        at = (before + number * count + place)[:, None] * width + column[None, :]
+        some = (number < sharers)[:, None] & known[None, :]
+        sum_k += tl.sum(tl.load(of_keys + at, mask=some, other=0.0), 0)
+        sum_v += tl.sum(tl.load(of_values + at, mask=some, other=0.0), 0)
+    tl.store(dk + to, sum_k.to(dk.dtype.element_ty), mask=known)
+    tl.store(dv + to, sum_v.to(dv.dtype.element_ty), mask=known)

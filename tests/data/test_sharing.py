@@ -1,0 +1,102 @@
+"""What is computed of a batch: every read token sees what it would see in its own sequence, and as little as can be is computed."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltune.data.collate import collate
+from ltune.data.rows import IGNORE, Sequence
+
+
+def batch_of(sequences):
+    """Each given as its tokens and how many of them are the prompt."""
+    made = []
+    for tokens, prompt in sequences:
+        ids = np.array(tokens, np.int32)
+        made.append(Sequence(ids, np.where(np.arange(len(ids)) < prompt, IGNORE, ids).astype(np.int32)))
+    return collate(made, tuple(range(len(made))), 1.0, len(made), flat=True, pad_id=0)
+
+
+def seen(compact):
+    """Of each read place, the tokens up to it, as they are looked up, and their positions."""
+    starts, lenders, borrowed, _ = compact.places
+    found = []
+    for at in compact.predict_at:
+        row = np.searchsorted(starts, at, side="right") - 1
+        count = borrowed[row + 1] - borrowed[row]
+        places = [*range(lenders[row], lenders[row] + count), *range(starts[row], at + 1)]
+        found.append((compact.input_ids[places].tolist(), compact.position_ids[places].tolist()))
+    return found
+
+
+@st.composite
+def batches(draw):
+    roots = draw(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=3))
+    sequences = []
+    for _ in range(draw(st.integers(1, 9))):
+        tokens = draw(st.sampled_from(roots))[: draw(st.integers(1, 12))] + draw(st.lists(st.integers(0, 3), max_size=6))
+        sequences.append((tokens, draw(st.integers(0, len(tokens)))))
+    return sequences
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_each_read_token_sees_what_stands_before_it(sequences):
+    batch = batch_of(sequences)
+    if batch.compact is None:
+        return
+    expected = []
+    for at in batch.predict_at:
+        begin = batch.starts[np.searchsorted(batch.starts, at, side="right") - 1]
+        ids = batch.input_ids[0, begin : at + 1].tolist()
+        expected.append((ids, list(range(len(ids)))))
+    assert seen(batch.compact) == expected
+    starts, lenders, borrowed, borrowers = batch.compact.places
+    assert starts[-1] == len(batch.compact.input_ids) < batch.tokens
+    assert borrowed[-1] == batch.compact.borrowed
+    counts = np.diff(borrowed)
+    assert borrowers.sum() == (counts > 0).sum()
+    for row in np.flatnonzero(borrowers):  # the lender stands right before those that borrow from it
+        assert starts[row - 1] == lenders[row]
+        assert set(counts[row : row + borrowers[row]]) == {starts[row] - starts[row - 1]}
+
+
+def test_a_prompt_with_two_answers_is_computed_once():
+    prompt = list(range(10, 30))
+    compact = batch_of([([*prompt, 1, 2, 3], 20), ([*prompt, 4, 5], 20)]).compact
+    # the prompt but for its last token, which is read; then that and the answers without their last tokens
+    assert compact.input_ids.tolist() == [*prompt[:19], 29, 1, 2, 29, 4]
+    assert compact.places.tolist() == [[0, 19, 22, 24], [0, 0, 0, 0], [0, 0, 19, 38], [0, 2, 0, 0]]
+    assert compact.predict_at.tolist() == [19, 20, 21, 22, 23]
+    assert compact.longest == 22
+
+
+def test_pairs_share_their_prompts_rather_than_the_templates_beginning():
+    batch = batch_of([([1, 2, prompt, prompt, prompt, prompt, answer, 9], 6) for prompt in (3, 4) for answer in (5, 6)])
+    assert batch.compact.places[3].tolist() == [0, 2, 0, 0, 2, 0, 0]
+    assert len(batch.compact.input_ids) == 2 * (5 + 2 * 2)
+
+
+def test_a_beginning_that_all_share_is_lent_to_all():
+    batch = batch_of([([1, 2, 3, 10 + number, 7, 8], 4) for number in range(6)])
+    assert batch.compact.places[3].tolist() == [0, 6, *[0] * 6]
+    assert len(batch.compact.input_ids) == 3 + 6 * 2
+
+
+def test_a_few_tokens_are_not_worth_it():
+    batch = batch_of([([1, *range(number, number + 400), 7], 300) for number in (10, 500)])
+    assert batch.compact.borrowed == 0
+    assert len(batch.compact.input_ids) == batch.tokens - 2
+
+
+def test_nothing_that_follows_the_last_read_token_is_computed():
+    ids = np.arange(10, 20).astype(np.int32)
+    labels = np.full(10, IGNORE, np.int32)
+    labels[3] = ids[3]
+    compact = collate([Sequence(ids, labels)], (0,), 1.0, 1, flat=True, pad_id=0).compact
+    assert compact.input_ids.tolist() == [10, 11, 12]
+
+
+def test_where_nothing_is_trained_there_is_nothing_to_say():
+    assert batch_of([([1, 2, 3], 3)]).compact is None
+    assert collate([], (), 1.0, 0, flat=True, pad_id=0).compact is None
