@@ -23,6 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs first: what is left when one of two workers has nothing more to do is short then."""
+    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_and_offline(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No network, one thread (the runner uses both cores), prepared rows in a cache of this session's own."""
