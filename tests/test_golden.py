@@ -1,4 +1,4 @@
-"""The reference run of 222 steps comes out the same, through `ltune import` and `ltune fit`, however its windows are cut up."""
+"""The reference runs come out the same, through `ltune import` and `ltune fit`: SFT however its windows are cut up, DPO and KTO."""
 
 import json
 
@@ -8,23 +8,34 @@ from safetensors.torch import load_file
 
 
 @pytest.fixture
-def imported(shared, ltune, tmp_path):
-    """The reference run's settings as LLaMA-Factory has them, imported."""
-    runs = shared / "golden" / "runs"
-    settings = json.loads((runs / "sft.json").read_text())["settings"] | {
-        "do_train": True,
-        "model_name_or_path": str(runs / "model"),
-        "adapter_name_or_path": str(runs / "adapter"),
-        "dataset_dir": str(shared / "data"),
-        "output_dir": "run",
-        "logging_steps": 1,
-        "bf16": False,
-        "fp16": False,
-    }
-    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(settings))
-    done = ltune("import", "theirs.yaml", "--output", "ours.yaml")
-    assert done.returncode == 0, done.stderr
-    return "ours.yaml"
+def golden(shared):
+    """Where they are."""
+    return shared / "golden" / "runs"
+
+
+@pytest.fixture
+def fit(golden, ltune, tmp_path, metrics):
+    """Import a reference run's settings, as LLaMA-Factory has them, and train: (its steps, ours)."""
+
+    def run(stage: str, *options: str) -> tuple[list[dict], list[dict]]:
+        theirs = json.loads((golden / f"{stage}.json").read_text())
+        settings = theirs["settings"] | {
+            "do_train": True,
+            "model_name_or_path": str(golden / "model"),
+            "adapter_name_or_path": str(golden / "adapter"),
+            "dataset_dir": str(golden.parents[1] / "data"),
+            "output_dir": "run",
+            "logging_steps": 1,
+            "bf16": False,
+            "fp16": False,
+        }
+        (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(settings))
+        for arguments in (["import", "theirs.yaml", "--output", "ours.yaml"], ["fit", "--config", "ours.yaml", *options]):
+            done = ltune(*arguments)
+            assert done.returncode == 0, done.stderr
+        return theirs["steps"], [line for line in metrics(tmp_path / "run") if "train/loss" in line]
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -37,20 +48,22 @@ def imported(shared, ltune, tmp_path):
     ],
     ids=["2x4 flat", "2x4 padded", "8x1 flat", "1x8 flat"],
 )
-def test_the_reference_run(options, imported, shared, ltune, tmp_path, metrics):
-    done = ltune("fit", "--config", imported, *options)
-    assert done.returncode == 0, done.stderr
-    golden = json.loads((shared / "golden" / "runs" / "sft.json").read_text())["steps"]
-    mine = [line for line in metrics(tmp_path / "run") if "train/loss" in line]
-    assert [line["step"] for line in mine] == [step["current_steps"] for step in golden]
-    assert max(abs(line["train/loss"] - step["loss"]) for line, step in zip(mine, golden, strict=True)) < 1e-5
-    assert max(abs(line["train/lr"] - step["lr"]) for line, step in zip(mine, golden, strict=True)) < 1e-9
-    assert (
-        relative_difference(
-            tmp_path / "run" / "adapter" / "adapter_model.safetensors", shared / "golden" / "runs" / "sft_final_adapter.safetensors"
-        )
-        < 1e-5
-    )
+def test_supervised_fine_tuning(options, fit, golden, tmp_path):
+    assert_same_steps(*fit("sft", *options), close=1e-5)
+    mine, theirs = tmp_path / "run" / "adapter" / "adapter_model.safetensors", golden / "sft_final_adapter.safetensors"
+    assert relative_difference(mine, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_preferences(stage, fit):
+    assert_same_steps(*fit(stage), close=1e-4)
+
+
+def assert_same_steps(theirs: list[dict], mine: list[dict], close: float) -> None:
+    """Each step's loss, and its learning rate."""
+    assert [line["step"] for line in mine] == [step["current_steps"] for step in theirs]
+    assert max(abs(line["train/loss"] - step["loss"]) for line, step in zip(mine, theirs, strict=True)) < close
+    assert max(abs(line["train/lr"] - step["lr"]) for line, step in zip(mine, theirs, strict=True)) < 1e-9
 
 
 def relative_difference(mine, theirs) -> float:

@@ -13,8 +13,8 @@ from ltune.models.fast import build
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = ["reward", "dpo", "simpo", "orpo", "cpo", "kto", "bco"]
 SHORT = [
-    *("--data.max_rows", "24", "--data.val_size", "0", "--model.schedule", "Constant", "--trainer.precision", "32-true"),
-    *("--trainer.max_epochs", "-1", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"),
+    *("--data.max_rows", "24", "--data.batch_size", "2", "--data.val_size", "0", "--model.schedule", "Constant"),
+    *("--trainer.max_epochs", "-1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.log_every_n_steps", "1"),
     *("--trainer.enable_progress_bar", "false"),
 ]
 
