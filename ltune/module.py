@@ -52,7 +52,7 @@ class FineTuner(LightningModule):
         trust_remote_code: "repository@revision" runs that repository's own code, and no other's; null: none.
         quantize: How the frozen weights are stored: NF4, FP4, Int8; null: in 16 or 32 bits.
         adapter: What is trained: LoRA, Freeze (some layers), Full.
-        objective: The method: SFT, Pretrain; DPO, SimPO, ORPO, CPO, KTO, BCO; Reward.
+        objective: The method: SFT, EAFT, Distill, Pretrain; Reward, DPO, SimPO, ORPO, CPO, KTO, BCO; PPO, GRPO, RLOO.
         optimizer: A torch optimizer's class and options.
         lora_plus_ratio: LoRA+: learning rate of the B matrices over that of A; null: the same.
         schedule: Of the learning rate: Cosine, Linear, Constant.
