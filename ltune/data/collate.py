@@ -113,15 +113,20 @@ class Step:
         """Without padding."""
         return sum(len(sequence) for row in self.rows for sequence in self.sequences[row])
 
-    def batches(self, most: int | None = None) -> list[Batch]:
-        """The micro-batches; with ``most``, as few as there can be with at most that many tokens each (a longer row stands alone)."""
-        parts = self.micro_batches if most is None else self._arranged(most)
-        return [self._laid_out(rows) for rows in parts] or [self._laid_out(())]
+    def batches(self, most: int | None = None, *, once: bool = True) -> list[Batch]:
+        """The micro-batches.
 
-    def _laid_out(self, rows: tuple[int, ...]) -> Batch:
+        Args:
+            most: As few as there can be with at most that many tokens each (a longer row stands alone); None: as they are configured.
+            once: Whether somebody may compute what sequences share once (``Batch.compact``).
+        """
+        parts = self.micro_batches if most is None else self._arranged(most)
+        return [self._laid_out(rows, once) for rows in parts] or [self._laid_out((), once)]
+
+    def _laid_out(self, rows: tuple[int, ...], once: bool) -> Batch:
         sequences = [sequence for row in rows for sequence in self.sequences[row]]
         rows = rows if self.origins is None else tuple(self.origins[row] for row in rows)
-        return collate(sequences, rows, self.window_tokens, self.window_rows, flat=self.flat, pad_id=self.pad_id)
+        return collate(sequences, rows, self.window_tokens, self.window_rows, flat=self.flat, pad_id=self.pad_id, once=once)
 
     def _arranged(self, most: int) -> list[tuple[int, ...]]:
         """Whole micro-batches side by side as long as they fit; one that does not fit alone is halved until its parts do."""
@@ -149,7 +154,9 @@ class Step:
         return self
 
 
-def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: float, window_rows: int, *, flat: bool, pad_id: int) -> Batch:
+def collate(
+    sequences: list[Sequence], rows: tuple[int, ...], window_tokens: float, window_rows: int, *, flat: bool, pad_id: int, once: bool = True
+) -> Batch:
     """Lay the sequences out as one batch."""
     # A rank without rows in a short window still takes part in the step: one token, nothing trained.
     shown = sequences or [Sequence(np.array([pad_id], np.int32), np.array([IGNORE], np.int32))]
@@ -163,7 +170,7 @@ def collate(sequences: list[Sequence], rows: tuple[int, ...], window_tokens: flo
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = sum(lengths) if sequences else 0
     places = predict_at, targets, starts, max(lengths), tokens
-    computed = compact(input_ids[0], position_ids[0], starts, predict_at) if flat else None
+    computed = compact(input_ids[0], position_ids[0], starts, predict_at) if flat and once else None
     return Batch(input_ids, position_ids, mask, *places, window_tokens, window_rows, rows, len(sequences), _extras(sequences), computed)
 
 
