@@ -21,6 +21,7 @@ class Class:
     parameters: dict[str, str] = field(default_factory=dict)  # of the constructor: name -> annotation
     takes_more: bool = False  # **kwargs
     abstract: bool = False  # it leaves methods to its subclasses
+    values: dict[str, str] = field(default_factory=dict)  # of the class itself, those that are names: rows = Chat
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,22 @@ def _class(node: ast.ClassDef) -> Class:
     bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
     functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
     abstract = any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for part in functions for mark in part.decorator_list)
+    values = dict(pair for part in node.body for pair in _named(part))
     init = next((part for part in functions if part.name == "__init__"), None)
     if init is not None:
         arguments = [*init.args.args[1:], *init.args.kwonlyargs]
         parameters = {argument.arg: _text(argument.annotation) for argument in arguments}
-        return Class(node.name, bases, parameters, init.args.kwarg is not None, abstract)
+        return Class(node.name, bases, parameters, init.args.kwarg is not None, abstract, values)
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
     parameters = {ast.unparse(part.target): _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)}
-    return Class(node.name, bases, parameters, abstract=abstract)
+    return Class(node.name, bases, parameters, abstract=abstract, values=values)
+
+
+def _named(node: ast.stmt) -> list[tuple[str, str]]:
+    if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Name):
+        return []
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [(target.id, node.value.id) for target in targets if isinstance(target, ast.Name)]
 
 
 def _text(annotation: ast.expr | None) -> str:
