@@ -39,19 +39,28 @@ def look(command: str, arguments: list[str]) -> None:
     """Look at what fit, validate, test or predict would read, given arguments that are sound.
 
     Raises:
-        UsageError: A template that cannot be rendered, or a file with a malformed row.
+        UsageError: A template that cannot be rendered, or a file with a row that is malformed or no row.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" or any(name in ("h", "help", "print_config") for name, _ in options(arguments)):
-        return
-    data = data_options(arguments)
-    if data is None:
-        return
-    if str(data["template"]).endswith(".jinja"):
+    data = what_is_read(arguments)
+    if data is not None and str(data["template"]).endswith(".jinja"):
         from ltune.data.templates import try_out
 
         try_out(data["template"], data["reasoning"])
-    if data["bad_rows"] == "error":
+    look_at_data(command, arguments)
+
+
+def look_at_data(command: str, arguments: list[str]) -> None:
+    """As above, at the rows alone."""
+    data = what_is_read(arguments)
+    if data is not None and data["bad_rows"] == "error":
         look_at_rows(read_by(command, data), data, None if command == "predict" else objective(arguments))
+
+
+def what_is_read(arguments: list[str]) -> dict[str, Any] | None:
+    """The options of the data; None where there is nothing to look at, or another process of this machine does it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" or any(name in ("h", "help", "print_config") for name, _ in options(arguments)):
+        return None
+    return data_options(arguments)
 
 
 def read_by(command: str, data: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -82,6 +91,7 @@ def look_at_rows(datasets: list[tuple[str, Any]], data: dict[str, Any], objectiv
     try:
         scan(sources, hashes_in(cache_folder(data["cache"])), rows)
     except WrongColumns as error:
+        assert rows is not None, "only rows of some kind need columns"
         raise error.for_objective(f"model.objective: {objective}", rows) from None
 
 

@@ -88,7 +88,7 @@ def read(file: Path) -> Module:
     imported: dict[str, str] = {}
     others: set[str] = set()
     aliases: dict[str, str] = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _parsed(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             classes[node.name] = _class(node)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -105,6 +105,36 @@ def read(file: Path) -> Module:
                     others.add(part.name)
             aliases |= _alias(node)
     return Module(classes, imported, frozenset(others), aliases, complete="*" not in imported and "__getattr__" not in others)
+
+
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(without_bodies(text))
+    except SyntaxError:  # in a text there was what looks like a function
+        return ast.parse(text)
+
+
+def without_bodies(text: str) -> str:
+    """Python without what functions do: a quarter is left to be parsed."""
+    kept: list[str] = []
+    indent: int | None = None  # of the function whose signature or body this is
+    inside = False  # the body
+    for line in text.split("\n"):
+        bare = line.lstrip(" \t")
+        if inside and indent is not None and (not bare or len(line) - len(bare) > indent):
+            continue
+        if inside:
+            indent, inside = None, False
+        kept.append(line)
+        if bare.startswith(("def ", "async def ")):
+            indent = len(line) - len(bare)
+        if indent is not None:
+            code = line.partition("  #")[0].rstrip()
+            if code.endswith(":"):
+                kept[-1], inside = f"{code} ...", True
+            elif not code.endswith((",", "(", "[")):  # unusual; its body may stay
+                indent = None
+    return "\n".join(kept)
 
 
 def _alias(node: ast.stmt) -> dict[str, str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import orjson
 
+from ltune.data.block_signs import keys_written
 from ltune.data.json_array import Stretch, items, well_inside
-from ltune.data.lines import NULL, Form, is_object, keys_written
-from ltune.data.plain import keys_in
+from ltune.data.lines import NULL, Form, is_object
 from ltune.data.read import checked, text_blocks
 from ltune.data.rows import BadRow
+from ltune.data.usual import keys_in
 from ltune.errors import UsageError
 
 TRIES = 8  # places where an item may begin, from the end of a stretch
@@ -42,7 +43,7 @@ class Array:
 
     def __init__(self, stretch: Stretch, prefix: str, form: Form | None) -> None:
         self.stretch, self.prefix, self.form = stretch, prefix, form
-        self.plain = form.plain if form else is_object
+        self.test = form.test if form else is_object
         self.number = 0  # items that were looked at
         self.keys = 0  # in those that were plain
         self.passed: int | None = None  # items before those that the quick parser has just read; None: the reader's has
@@ -52,7 +53,7 @@ class Array:
         for record in islice(items(self.stretch, self._quickly), wanted):
             self.number += 1
             try:
-                if self.passed is not None and (keys := self.plain(record)):
+                if self.passed is not None and (keys := self.test(record)):
                     self.keys += keys
                     continue
             except (KeyError, TypeError):

@@ -15,18 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from ltune.data.block_signs import keys_written, without_escapes
 from ltune.data.formats import to_row
-from ltune.data.plain import Plain, keys_in, plain
 from ltune.data.read import checked, json_line
 from ltune.data.rows import BadRow, Row
 from ltune.data.sources import Source
+from ltune.data.usual import Test, keys_in, usual
+from ltune.data.written import row_like, rows_like
 from ltune.errors import UsageError
 
 STRETCH = 2 << 20  # bytes that are looked at in one go
 BLOCK = 64 << 10  # bytes of it that are read at once: what needs no new memory from the system is much quicker
-QUOTE, COLON, BACKSLASH, LETTER_U = b'":\\u'
 KEY = re.compile(rb'(?<!\\)"[ \t]*:')
 NULL = b"\\u0000"
+FIRST = 100  # rows that tell how others are written
 
 
 class Form:
@@ -39,7 +41,8 @@ class Form:
 
     def __init__(self, source: Source, rows: type[Row]) -> None:
         self.source, self.rows = source, rows
-        self.plain: Plain = plain(source.format or "", source.columns, source.tags, rows) or (lambda record: 0)
+        self.usual = usual(source.format or "", source.columns, source.tags, rows)
+        self.test: Test = self.usual.test() if self.usual else lambda record: 0
 
     def check(self, place: str, record: Any) -> None:
         """Raises UsageError where the record is no such row."""
@@ -47,7 +50,7 @@ class Form:
 
 
 class Seen(NamedTuple):
-    """How many lines and rows a stretch has: up to the first line that is refused, and where in the file that begins; None: there is none."""
+    """How many lines and rows a stretch has up to the first line that is refused, and where in the file that begins; None: none is."""
 
     lines: int
     rows: int
@@ -59,7 +62,7 @@ class Looked(NamedTuple):
 
     lines: int
     rows: int
-    keys: int
+    keys: int = 0
     refused: bool = False
 
 
@@ -73,7 +76,8 @@ class Lines:
 
     def __init__(self, path: Path, form: Form | None) -> None:
         self.path, self.form = path, form
-        self.plain: Plain = form.plain if form else is_object
+        self.test: Test = form.test if form else is_object
+        self.alike = self._alike()
 
     def stretches(self) -> range:
         """Where they begin."""
@@ -101,7 +105,7 @@ class Lines:
         with self.path.open("rb") as file:
             if begin:
                 file.seek(begin - 1)
-                file.readline()
+                file.readline(STRETCH + 1)  # of a line that goes on longer than that, no more is wanted
             offset = file.tell()
             while offset < begin + STRETCH and (block := file.read(min(BLOCK, begin + STRETCH - offset))):
                 if not block.endswith(b"\n"):
@@ -110,17 +114,32 @@ class Lines:
                 offset += len(block)
 
     def _look(self, block: bytes, first: int) -> Looked:
+        """At the rows that are not written like the first ones; of whole blocks where these cannot be told."""
+        bare = None if self.alike is None else without_escapes(block)
+        if bare is None or self.alike is None:
+            return self._look_at_each(block, first)
+        others = list(_others(block, bare, self.alike))
+        lines = block.count(b"\n") + (not block.endswith(b"\n"))
+        if not others:
+            return Looked(lines, lines)
+        found = self._look_at_each(b"".join(line for _, line in others), first if others[0][0] == 0 else 2)
+        blank = found.lines - found.rows
+        if found.refused:
+            lines = others[found.lines][0]
+        return Looked(lines, lines - blank, refused=found.refused)
+
+    def _look_at_each(self, block: bytes, first: int) -> Looked:
         """Quickly; where the quick parser may have passed what the reader does not, once more."""
         found = self._pass_over(block, first)
-        if self.form and (found.refused or found.keys != keys_written(block) or holds_null(block)):
+        if self.form and (found.refused or found.keys != keys_written(block) or NULL in block):
             return self._once_more(block, found, first)
         return found
 
     def _pass_over(self, block: bytes, first: int) -> Looked:
-        loads, plain, blank, keys, at = orjson.loads, self.plain, 0, 0, -1
+        loads, test, blank, keys, at = orjson.loads, self.test, 0, 0, -1
         for at, line in enumerate(BytesIO(block)):
             try:
-                if here := plain(loads(line)):
+                if here := test(loads(line)):
                     keys += here
                     continue
             except (ValueError, KeyError, TypeError):
@@ -147,6 +166,18 @@ class Lines:
             except ValueError:  # the reader has looked at it
                 blank += not line.strip()
         return passed
+
+    def _alike(self) -> re.Pattern[bytes] | None:
+        """A pattern of rows that are written like the first ones."""
+        known = self.form.usual if self.form else None
+        rows: list[bytes | None] = []
+        for _, block in islice(self._blocks(0), 1 if known else 0):
+            for line in islice(BytesIO(block), FIRST):
+                with suppress(ValueError):
+                    record, bare = orjson.loads(line), without_escapes(line)
+                    if bare is not None and type(record) is dict and known and known.needed <= record.keys():
+                        rows.append(row_like(bytes(bare), record, known.value))
+        return rows_like(rows)
 
     def _look_closely(self, line: bytes, number: int) -> int | None:
         """The keys in a line that is not plain; None where it is blank.
@@ -179,18 +210,15 @@ class Lines:
 
 
 def is_object(record: Any) -> int:
+    """1 for a dict, else 0."""
     return 1 if type(record) is dict else 0
 
 
-def keys_written(block: bytes) -> int:
-    """Quotation marks before a colon and not behind a backslash: of keys, as they are mostly written."""
-    signs = np.frombuffer(block, np.uint8)
-    return int(np.count_nonzero((signs[1:-1] == QUOTE) & (signs[2:] == COLON) & (signs[:-2] != BACKSLASH)))
-
-
-def holds_null(block: bytes) -> bool:
-    """Whether a null character is written in it. Most blocks hold few escapes, and are done with quickly."""
-    if b"\\" not in block:
-        return False
-    signs = np.frombuffer(block, np.uint8)
-    return bool(np.any((signs[:-1] == BACKSLASH) & (signs[1:] == LETTER_U))) and NULL in block
+def _others(block: bytes, bare: bytes | np.ndarray, alike: re.Pattern[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of those that do not match."""
+    at = number = 0
+    while (end := alike.match(bare, at).end()) < len(block):  # type: ignore[union-attr,arg-type]
+        number += block.count(b"\n", at, end)
+        at = block.find(b"\n", end) + 1 or len(block)
+        yield number, block[end:at]
+        number += 1

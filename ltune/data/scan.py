@@ -6,9 +6,7 @@ What is quick passes over what is sound (``lines.py``, ``array_scan.py``). What 
 
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -15,7 +15,7 @@ R = TypeVar("R")
 MOST = 4  # processes; more would wait for the disk
 
 
-def in_order(function: Callable[[T], R], things: Sequence[T]) -> Iterator[R]:
+def in_order(function: Callable[[T], R], things: Sequence[T]) -> Generator[R, None, None]:
     """function(thing) of each, in order. This process does its share; it is to be closed, where not all results are asked for.
 
     Where torch is loaded, whose threads a forked process would miss, this process does it all.

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ltune.data import array_scan, contents, scan
-from ltune.data.contents import content_hash
 from ltune.data.read import read
 from ltune.data.sources import Source
 from ltune.errors import UsageError
