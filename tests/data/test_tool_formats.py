@@ -142,6 +142,23 @@ TAGS = {
 }  # fmt: skip
 
 
+ORDERS = [  # arguments, and what gemma4 makes of them: names by their code points, at every depth
+    ({"b": 1, "a": 2}, "{a:2,b:1}"),
+    ({"alpha": 1, "Beta": 2, "gamma": 3, "Delta": 4}, "{Beta:2,Delta:4,alpha:1,gamma:3}"),
+    ({"a_b": 1, "aB": 2, "a1": 3, "a": 4, "a-b": 5, "_a": 6}, "{_a:6,a:4,a-b:5,a1:3,aB:2,a_b:1}"),
+    ({"é": 1, "z": 2, "Z": 3, "你": 4, "10": 5, "9": 6, "": 7, "a b": 8}, "{:7,10:5,9:6,Z:3,a b:8,z:2,é:1,你:4}"),
+    ({"x": {"b": [{"d": 1, "C": 2}], "A": None}, "X": True}, "{X:true,x:{A:null,b:[{C:2,d:1}]}}"),
+    ({"same": 1, "Same": 2, "SAME": 3}, "{SAME:3,Same:2,same:1}"),
+    ({}, "{}"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), ORDERS)
+def test_gemma4_orders_arguments_by_code_points(tokenizer, arguments, expected):
+    talk = [*TALK[:2], Message("assistant", "", tool_calls=(ToolCall("look_up", arguments),)), *TALK[3:]]
+    assert f"<|tool_call>call:look_up{expected}<tool_call|>" in trained(rendered("gemma4", tokenizer, talk))[0]
+
+
 @pytest.mark.parametrize("name", TAGS)
 def test_calls_in_tags(tokenizer, name):
     assert TAGS[name] in trained(rendered(name, tokenizer))[0]
