@@ -14,7 +14,7 @@ from ltune.data.formats.conversations import MEDIA, SINGLE_MEDIA, parts_of
 from ltune.data.formats.messages import Spelling, spelling
 from ltune.data.formats.values import Columns, Names
 from ltune.data.rows import Chat, Pair, Prompt, Rated, Row, Text
-from ltune.data.written import EMPTY, MARK, NOTHING, PLAIN, SCALAR, SOME_TEXT, TEXT, TEXT_OR_NULL, Style
+from ltune.data.written import EMPTY, MARK, NOTHING, PLAIN, SOME_TEXT, TEXT, TEXT_OR_NULL, Style
 
 Test = Callable[[Columns], int]
 """The number of keys in the record and in all that stands in it; 0 where it is not as usual. It may raise KeyError or TypeError instead.
@@ -119,7 +119,7 @@ class Question(Usual):
             return SOME_TEXT
         if column in self.answers:
             return TEXT
-        return _beside(column, self.marks, [*self.texts, self.query], self.apart)
+        return _beside(column, given, style, self.marks, [*self.texts, self.query], self.apart)
 
 
 class Talk(Usual):
@@ -184,7 +184,7 @@ class Talk(Usual):
             return rb"\[%s\]" % self._messages(given[0], style) if type(given) is list and given else NOTHING
         if column in self.answers:
             return self._message("assistant", TEXT, given, style) if type(given) is dict else TEXT
-        return _beside(column, self.marks, [self.system], self.apart)
+        return _beside(column, given, style, self.marks, [self.system], self.apart)
 
     def _messages(self, like: Any, style: Style) -> bytes:
         user, answer = (self._message(role, text, like, style) for role, text in (("user", SOME_TEXT), ("assistant", TEXT)))
@@ -204,7 +204,7 @@ class Talk(Usual):
         return style.members({key: b'"(?:%s)"' % b"|".join(names) if key == self.spelled.role else text for key in like})
 
 
-def _beside(column: str, marks: list, texts: list, apart: list) -> bytes:
+def _beside(column: str, given: Any, style: Style, marks: list, texts: list, apart: list) -> bytes:
     """A pattern of what stands in a column beside questions and answers."""
     if column in marks:
         return MARK
@@ -212,7 +212,7 @@ def _beside(column: str, marks: list, texts: list, apart: list) -> bytes:
         return NOTHING
     if column in apart:
         return EMPTY
-    return TEXT_OR_NULL if column in texts else SCALAR
+    return TEXT_OR_NULL if column in texts else style.like(given)
 
 
 def _order(roles: dict[str, str]) -> tuple[dict, dict[str, dict]]:
