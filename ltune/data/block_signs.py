@@ -31,6 +31,14 @@ def without_escapes(block: bytes) -> bytes | np.ndarray | None:
     return _without(signs) if b"\\" in block else block
 
 
+def ends_within_text(bare: bytes | np.ndarray) -> bool:
+    """Whether a line ends between quotation marks, in what ``without_escapes`` gives and what begins outside of them."""
+    signs = np.frombuffer(bare, np.uint8)
+    ends = np.flatnonzero(signs == LINE_END)
+    # The marks before each end: an odd number before the first that is within a text
+    return bool(len(ends) and (np.searchsorted(np.flatnonzero(signs == QUOTE), ends) % 2).any())
+
+
 def _without(signs: np.ndarray) -> np.ndarray | None:
     at = np.flatnonzero(signs == BACKSLASH)
     if (apart := np.diff(at, prepend=-2)).min() == 1:  # in a row of backslashes the first, the third ... begin an escape

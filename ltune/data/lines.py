@@ -5,7 +5,7 @@ reader and to ``to_row``, which have the last word; so nothing is refused that t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
 from itertools import islice
@@ -21,7 +21,7 @@ from ltune.data.read import checked, json_line
 from ltune.data.rows import BadRow, Row
 from ltune.data.sources import Source
 from ltune.data.usual import Test, keys_in, usual
-from ltune.data.written import row_like, rows_like
+from ltune.data.written import LINES, Style, row_like, rows_like
 from ltune.errors import UsageError
 
 STRETCH = 2 << 20  # bytes that are looked at in one go
@@ -43,6 +43,16 @@ class Form:
         self.source, self.rows = source, rows
         self.usual = usual(source.format or "", source.columns, source.tags, rows)
         self.test: Test = self.usual.test() if self.usual else lambda record: 0
+
+    def alike(self, texts: Iterable[bytes], styles: Iterable[Style]) -> bytes | None:
+        """A pattern of rows that are written like these, in one of the styles; None where there is none."""
+        rows: list[bytes | None] = []
+        for text in texts if self.usual else ():
+            with suppress(ValueError):
+                record, bare = orjson.loads(text), without_escapes(text)
+                if bare is not None and type(record) is dict and self.usual and self.usual.needed <= record.keys():
+                    rows.append(row_like(bytes(bare), record, self.usual.value, styles))
+        return rows_like(rows)
 
     def check(self, place: str, record: Any) -> None:
         """Raises UsageError where the record is no such row."""
@@ -168,16 +178,10 @@ class Lines:
         return passed
 
     def _alike(self) -> re.Pattern[bytes] | None:
-        """A pattern of rows that are written like the first ones."""
-        known = self.form.usual if self.form else None
-        rows: list[bytes | None] = []
-        for _, block in islice(self._blocks(0), 1 if known else 0):
-            for line in islice(BytesIO(block), FIRST):
-                with suppress(ValueError):
-                    record, bare = orjson.loads(line), without_escapes(line)
-                    if bare is not None and type(record) is dict and known and known.needed <= record.keys():
-                        rows.append(row_like(bytes(bare), record, known.value))
-        return rows_like(rows)
+        """A pattern of lines that are written like the first ones."""
+        texts = (line.rstrip(b"\r\n") for _, block in islice(self._blocks(0), 1) for line in islice(BytesIO(block), FIRST))
+        row = self.form.alike(texts, LINES) if self.form else None
+        return re.compile(rb"(?:%s\r?\n)*+" % row) if row else None
 
     def _look_closely(self, line: bytes, number: int) -> int | None:
         """The keys in a line that is not plain; None where it is blank.

@@ -181,7 +181,7 @@ class Talk(Usual):
 
     def value(self, column: str, given: Any, style: Style) -> bytes:
         if column == self.column:
-            return rb"\[%s\]" % self._messages(given[0], style) if type(given) is list and given else NOTHING
+            return style.items(self._messages(given[0], style)) if type(given) is list and given else NOTHING
         if column in self.answers:
             return self._message("assistant", TEXT, given, style) if type(given) is dict else TEXT
         return _beside(column, given, style, self.marks, [self.system], self.apart)

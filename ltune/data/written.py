@@ -6,7 +6,7 @@ It is matched with JSON whose escapes are gone (``block_signs.py``). What is mat
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 TEXT, SOME_TEXT, TEXT_OR_NULL = rb'"[^"]*+"', rb'"[^"]++"', rb'(?:"[^"]*+"|null)'
@@ -26,11 +26,13 @@ class Style:
     Args:
         comma: What stands between members.
         colon: Between key and value.
+        gap: Behind an opening bracket and before a closing one.
         columns: Of the row, in order.
     """
 
     comma: bytes
     colon: bytes
+    gap: bytes = b""
     columns: tuple[str, ...] = ()
 
     def has(self, column: str | None) -> bool:
@@ -43,33 +45,43 @@ class Style:
             return self.members({key: self.like(value) for key, value in given.items()})
         if type(given) is list:
             items = b"|".join(dict.fromkeys(map(self.like, given))) or NOTHING
-            return rb"\[(?:(?:%s)(?:%s(?:%s))*+)?+\]" % (items, self.comma, items)
+            return rb"(?:\[\]|%s)" % self.items(rb"(?:%s)(?:%s(?:%s))*+" % (items, self.comma, items))
         return SCALAR
+
+    def items(self, pattern: bytes) -> bytes:
+        """The pattern of a list with these items in it."""
+        return rb"\[%s%s%s\]" % (self.gap, pattern, self.gap)
 
     def members(self, values: Mapping[str, bytes]) -> bytes:
         """The pattern of an object with these patterns of values; one that matches nothing where a key cannot be written as it is."""
         if not all(map(PLAIN.fullmatch, values)):
             return NOTHING
-        return rb"\{%s\}" % self.comma.join(b'"%s"%s%s' % (re.escape(key.encode()), self.colon, value) for key, value in values.items())
+        members = [b'"%s"%s%s' % (re.escape(key.encode()), self.colon, value) for key, value in values.items()]
+        return rb"\{%s%s%s\}" % (self.gap, self.comma.join(members), self.gap)
 
 
-def row_like(line: bytes, record: Mapping[str, Any], value: Callable[[str, Any, Style], bytes]) -> bytes | None:
+LINES = (Style(b", ", b": "), Style(b",", b":"))  # as nearly all are written
+ITEMS = (*LINES, Style(rb",\s*+", rb":\s*+", rb"\s*+"))  # in arrays, which may be made to be read
+
+
+def row_like(text: bytes, record: Mapping[str, Any], value: Callable[[str, Any, Style], bytes], styles: Iterable[Style]) -> bytes | None:
     """A pattern of rows that are written like this one; None where there is none.
 
     Args:
-        line: The row, without escapes.
+        text: The row, without escapes.
         record: What it holds.
         value: Gives the pattern of a column's values.
+        styles: How it may be written.
     """
-    for comma, colon in ((b", ", b": "), (b",", b":")):  # as nearly all are written
-        style = Style(comma, colon, tuple(record))
-        row = style.members({column: value(column, given, style) for column, given in record.items()}) + rb"\r?\n"
-        if len(row) < LONGEST and re.fullmatch(row, line):
+    for style in styles:
+        style = replace(style, columns=tuple(record))
+        row = style.members({column: value(column, given, style) for column, given in record.items()})
+        if len(row) < LONGEST and re.fullmatch(row, text):
             return row
     return None
 
 
-def rows_like(rows: Iterable[bytes | None]) -> re.Pattern[bytes] | None:
-    """Any number of rows that match one of the more frequent of these patterns."""
+def rows_like(rows: Iterable[bytes | None]) -> bytes | None:
+    """A pattern of one row, by the more frequent of these patterns; None where there are none."""
     frequent = [row for row, _ in Counter(row for row in rows if row).most_common(MOST)]
-    return re.compile(b"(?:%s)*+" % b"|".join(frequent)) if frequent else None
+    return b"(?:%s)" % b"|".join(frequent) if frequent else None

@@ -19,6 +19,7 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(lines, "BLOCK", 1500)
     monkeypatch.setattr(lines, "STRETCH", 4000)
     monkeypatch.setattr(lines, "FIRST", 20)
+    monkeypatch.setattr("ltune.data.read.BLOCK", 1500)
 
 
 def said(call) -> str | None:
@@ -145,6 +146,9 @@ def test_it_accepts_items_that_the_reader_accepts(tmp_path, name):
         items = [chance.choice(records) for _ in range(40)]
         items[chance.randrange(40)] = spoiled(chance.choice(records), chance)
         text = json.dumps(items, ensure_ascii=chance.random() < 0.5, indent=chance.choice([None, 1]))
+        if chance.random() < 0.5:
+            at = chance.randrange(len(text))
+            text = text[:at] + chance.choice(["\n", "\n", "\t", " ", '"', "\\", ",", "NaN", '"id": 1, ']) + text[at:]
         file.write_bytes(text.encode(errors="surrogatepass"))
         assert by_look(source, rows, tmp_path) == by_reader(source, rows), number
 
