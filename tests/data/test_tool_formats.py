@@ -1,6 +1,7 @@
 """Tools, calls and results in the formats of the named templates and through a tokenizer's own; a data set of tool calls is encoded."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
@@ -12,6 +13,7 @@ from ltune.data.rows import IGNORE, Chat, Message, ToolCall
 from ltune.data.sources import QUICKSTART
 from ltune.data.template_files import named, names, tool_formats
 from ltune.data.templates import load_template
+from ltune.errors import UsageError
 
 TOOL = {
     "name": "look_up",
@@ -83,6 +85,22 @@ def test_llama3(tokenizer):
         "yes<|eot_id|>",
     ]
     assert segments[2].text.startswith('<|start_header_id|>ipython<|end_header_id|>\n\n{"found": 1}<|eot_id|>')
+
+
+def test_a_date_is_written_where_it_is_asked_for(tokenizer):
+    asked = load_template("llama3", tokenizer, date="2026-02-03")
+    assert "Today Date: 03 Feb 2026\n" in asked.render(TALK, tools=(TOOL,))[0].text
+    own = "{{ strftime_now('%Y-%m-%d') }} {{ date_string }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = replace(asked, source=own)
+    assert template.text(TALK[1:2]) == "2026-02-03 03 Feb 2026hi"
+    assert replace(template, date=None).text(TALK[1:2]) == "2024-07-26 hi"
+    assert Encoder(asked, tokenizer, max_length=9).settings() != Encoder(replace(asked, date=None), tokenizer, max_length=9).settings()
+
+
+@pytest.mark.parametrize("text", ["today", "26 Jul 2024", "2026-02-30", ""])
+def test_what_is_no_date_is_refused(tokenizer, text):
+    with pytest.raises(UsageError, match="is no date"):
+        load_template("llama3", tokenizer, date=text)
 
 
 def test_qwen(tokenizer):
