@@ -55,7 +55,7 @@ def load_template(
     elif template.end_token(tokenizer) is None:
         log.warning("template %s: what ends an answer is no token of this tokenizer; it is spelled out in ordinary tokens", template.name)
     if name in names() and tokenizer.chat_template:
-        _report_mismatch(template, Template(OWN, _own(tokenizer), tokens))
+        _report_mismatch(template, Template(OWN, _own(tokenizer), tokens, date=template.date))
     return template
 
 
