@@ -1,22 +1,24 @@
 """What a command will read, looked at before anything heavy is imported: the template that is a file, the files of rows.
 
 All that is found here would be found later too, in the same words. Where the options cannot be told from the command line and its files
-alone, it is left for later. What is malformed is found in all rows; what their columns and roles say is looked at for a moment, which is
-some ten thousand rows.
+alone, it is left for later.
 """
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ltune import schema
 from ltune.errors import UsageError
 from ltune.usage import options
+
+if TYPE_CHECKING:
+    from ltune.data.rows import Row
 
 DEFAULTS: dict[str, Any] = {  # of ChatData, whose module imports torch; a test holds them together
     "datasets": [],
@@ -31,26 +33,34 @@ DEFAULTS: dict[str, Any] = {  # of ChatData, whose module imports torch; a test 
 }
 TEXTS = ("folder", "bad_rows", "cache", "template", "reasoning")
 WHOLE = (int, type(None))
-LONG = 0.3  # seconds that are spent on what rows mean
 
 
 def look(command: str, arguments: list[str]) -> None:
     """Look at what fit, validate, test or predict would read, given arguments that are sound.
 
     Raises:
-        UsageError: A template that cannot be rendered, or a file with a malformed row.
+        UsageError: A template that cannot be rendered, or a file with a row that is malformed or no row.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" or any(name in ("h", "help", "print_config") for name, _ in options(arguments)):
-        return
-    data = data_options(arguments)
-    if data is None:
-        return
-    if str(data["template"]).endswith(".jinja"):
+    data = what_is_read(arguments)
+    if data is not None and str(data["template"]).endswith(".jinja"):
         from ltune.data.templates import try_out
 
         try_out(data["template"], data["reasoning"])
-    if data["bad_rows"] == "error":
-        look_at_rows(read_by(command, data), data, objective(arguments) if command == "fit" else None)
+    look_at_data(command, arguments)
+
+
+def look_at_data(command: str, arguments: list[str]) -> None:
+    """As above, at the rows alone."""
+    data = what_is_read(arguments)
+    if data is not None and data["bad_rows"] == "error":
+        look_at_rows(read_by(command, data), data, None if command == "predict" else objective(arguments))
+
+
+def what_is_read(arguments: list[str]) -> dict[str, Any] | None:
+    """The options of the data; None where there is nothing to look at, or another process of this machine does it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" or any(name in ("h", "help", "print_config") for name, _ in options(arguments)):
+        return None
+    return data_options(arguments)
 
 
 def read_by(command: str, data: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -63,8 +73,8 @@ def read_by(command: str, data: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def look_at_rows(datasets: list[tuple[str, Any]], data: dict[str, Any], objective: str | None) -> None:
     """Look at the files of these data sets that are on this machine; one that is nowhere is refused."""
-    from ltune.data.prepared import cache_folder, hashes_in
-    from ltune.data.rows import Chat, Row, Text
+    from ltune.data.contents import cache_folder, hashes_in
+    from ltune.data.rows import WrongColumns
     from ltune.data.scan import scan
     from ltune.data.sources import Dataset, Source, find
 
@@ -77,26 +87,22 @@ def look_at_rows(datasets: list[tuple[str, Any]], data: dict[str, Any], objectiv
                 raise UsageError(f"data.{option}: {error}") from error
             if isinstance(found, Source):
                 sources.append((found, data["max_rows"] if found.max_rows is None else found.max_rows))
-    kinds: dict[str | None, type[Row]] = {"SFT": Chat, "Pretrain": Text}
-    memory = hashes_in(cache_folder(data["cache"]))
-    if objective in kinds:
-        look_at_meaning(sources, kinds[objective], memory)
-    scan(sources, memory)
+    rows = rows_of(objective)
+    try:
+        scan(sources, hashes_in(cache_folder(data["cache"])), rows)
+    except WrongColumns as error:
+        assert rows is not None, "only rows of some kind need columns"
+        raise error.for_objective(f"model.objective: {objective}", rows) from None
 
 
-def look_at_meaning(sources: list, rows: Any, memory: Path) -> None:
-    """Make rows of the records as long as that is quick, unless the files were read before."""
-    from ltune.data.contents import is_known
-    from ltune.data.formats import rows_of
+def rows_of(objective: str | None) -> "type[Row] | None":
+    """The kind of rows that an objective trains on; None where its source does not tell."""
+    from ltune.data import rows
 
-    end = time.monotonic() + LONG
-    for source, limit in sources:
-        with suppress(OSError):  # the reader says what is wrong with such a file
-            if source.num_samples is not None or all(is_known(file, memory) for file in source.files):
-                continue
-            for _ in rows_of(source, rows, limit=limit):
-                if time.monotonic() > end:
-                    return
+    known = schema.classes().get(objective or "")
+    while known is not None and "rows" not in known.values:
+        known = schema.classes().get(known.bases[0]) if known.bases else None
+    return getattr(rows, known.values["rows"], None) if known else None
 
 
 # -- the options ----------------------------------------------------------------------------------------------------------------------
@@ -133,7 +139,9 @@ def objective(arguments: list[str]) -> str | None:
         elif option == "model.objective":
             found = _value(text)
     named = found.get("class_path") if isinstance(found, dict) else found
-    return named.rpartition(".")[2] if isinstance(named, str) else None
+    if not isinstance(named, str) or ("." in named and not named.startswith("ltune.")):
+        return None
+    return named.rpartition(".")[2]
 
 
 def _value(text: str | None) -> Any:

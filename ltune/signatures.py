@@ -22,6 +22,7 @@ class Class:
     takes_more: bool = False  # **kwargs
     defines: frozenset[str] = frozenset()  # methods and values
     left_open: frozenset[str] = frozenset()  # methods that it leaves to its subclasses
+    values: dict[str, str] = field(default_factory=dict)  # of the class itself, those that are names: rows = Chat
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read(file: Path) -> Module:
     imported: dict[str, str] = {}
     others: set[str] = set()
     aliases: dict[str, str] = {}
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in _parsed(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             classes[node.name] = _class(node)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -105,6 +106,36 @@ def read(file: Path) -> Module:
                     others.add(part.name)
             aliases |= _alias(node)
     return Module(classes, imported, frozenset(others), aliases, complete="*" not in imported and "__getattr__" not in others)
+
+
+def _parsed(text: str) -> ast.Module:
+    try:
+        return ast.parse(without_bodies(text))
+    except SyntaxError:  # in a text there was what looks like a function
+        return ast.parse(text)
+
+
+def without_bodies(text: str) -> str:
+    """Python without what functions do: a quarter is left to be parsed."""
+    kept: list[str] = []
+    indent: int | None = None  # of the function whose signature or body this is
+    inside = False  # the body
+    for line in text.split("\n"):
+        bare = line.lstrip(" \t")
+        if inside and indent is not None and (not bare or len(line) - len(bare) > indent):
+            continue
+        if inside:
+            indent, inside = None, False
+        kept.append(line)
+        if bare.startswith(("def ", "async def ")):
+            indent = len(line) - len(bare)
+        if indent is not None:
+            code = line.partition("  #")[0].rstrip()
+            if code.endswith(":"):
+                kept[-1], inside = f"{code} ...", True
+            elif not code.endswith((",", "(", "[")):  # unusual; its body may stay
+                indent = None
+    return "\n".join(kept)
 
 
 def _alias(node: ast.stmt) -> dict[str, str]:
@@ -133,21 +164,29 @@ def _origin(file: Path, node: ast.ImportFrom) -> str:
 def _class(node: ast.ClassDef) -> Class:
     bases = tuple(base.id for base in node.bases if isinstance(base, ast.Name))
     functions = [part for part in node.body if isinstance(part, ast.FunctionDef)]
-    values = (target for part in node.body if isinstance(part, ast.Assign) for target in part.targets)
-    defines = frozenset([*(part.name for part in functions), *(value.id for value in values if isinstance(value, ast.Name))])
+    targets = (target for part in node.body if isinstance(part, ast.Assign) for target in part.targets)
+    defines = frozenset([*(part.name for part in functions), *(target.id for target in targets if isinstance(target, ast.Name))])
     left_open = frozenset(part.name for part in functions if any(_is_abstract(mark) for mark in part.decorator_list))
+    values = dict(pair for part in node.body for pair in _named(part))
     init = next((part for part in functions if part.name == "__init__"), None)
     if init is not None:
         arguments = [*init.args.args[1:], *init.args.kwonlyargs]
         parameters = {argument.arg: _text(argument.annotation) for argument in arguments}
-        return Class(node.name, bases, parameters, init.args.kwarg is not None, defines, left_open)
+        return Class(node.name, bases, parameters, init.args.kwarg is not None, defines, left_open, values)
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
     parameters = {ast.unparse(part.target): _text(part.annotation) for part in fields if "ClassVar" not in _text(part.annotation)}
-    return Class(node.name, bases, parameters, defines=defines, left_open=left_open)
+    return Class(node.name, bases, parameters, defines=defines, left_open=left_open, values=values)
 
 
 def _is_abstract(mark: ast.expr) -> bool:
     return isinstance(mark, ast.Name) and mark.id == "abstractmethod"
+
+
+def _named(node: ast.stmt) -> list[tuple[str, str]]:
+    if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Name):
+        return []
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [(target.id, node.value.id) for target in targets if isinstance(target, ast.Name)]
 
 
 def _text(annotation: ast.expr | None) -> str:

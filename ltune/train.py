@@ -30,9 +30,8 @@ from ltune.checkpoints.publish import publish, read_manifest, sweep, write_atomi
 from ltune.checkpoints.run import Finished, RunFolder, settings_of
 from ltune.checkpoints.store import CheckpointStore
 from ltune.checks import check
-from ltune.data.contents import content_hash
+from ltune.data.contents import cache_folder, content_hash, hashes_in
 from ltune.data.datamodule import ChatData
-from ltune.data.prepared import cache_folder, hashes_in
 from ltune.errors import ResourceError, UsageError
 from ltune.models.card import Card
 from ltune.models.precision import TruePrecision

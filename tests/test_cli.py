@@ -95,6 +95,38 @@ def test_the_first_error_of_a_long_file_is_told_wherever_it_stands(tmp_path):
     assert seconds < 0.5 * 4  # the bound for a million lines is 2 s; tests share the machine
 
 
+ASK, ANSWER = {"role": "user", "content": "say it"}, {"role": "assistant", "content": 'He said "it",\n' * 20}
+HUMAN, GPT = {"from": "human", "value": "say it"}, {"from": "gpt", "value": 'He said "it",\n' * 20}
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        (
+            {"instruction": "say it", "input": "", "output": "it " * 80},
+            {"instruction": "say it", "output": None},
+            "output must be text; got None.",
+        ),
+        ({"messages": [ASK, ANSWER] * 2}, {"messages": [ANSWER, ASK]}, "the roles must be user, assistant, user, assistant ...,"),
+        ({"conversations": [HUMAN, GPT]}, {"conversations": [HUMAN, {"from": "gpt"}]}, "message 2 must have from and value; got from."),
+    ],
+    ids=["alpaca", "openai", "sharegpt"],
+)
+def test_a_fault_of_form_in_the_last_line_is_told_as_early(tmp_path, good, bad, said):
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for _ in range(200):
+            file.write((json.dumps(good) + "\n") * 1000)
+        file.write(json.dumps(bad) + "\n")
+    for _ in range(5):  # what else the machine does at that moment is not the command's time
+        code, out, lines, torch, seconds = quick("fit", "--data.datasets", "[rows.jsonl]", cwd=tmp_path)
+        assert (code, out, torch) == (2, "", False)
+        assert lines[0].startswith(f"error: rows.jsonl:200001: {said}")
+        assert len(lines) <= 5
+        if seconds < 0.8 * 2:
+            break
+    assert seconds < 0.8 * 2  # the bound for a million lines is 2 s, of which 0.5 s is the start; tests share the machine
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ltune.apps.plan import memory
-from ltune.errors import LtuneError
+from ltune.errors import LtuneError, UsageError
+from ltune.inputs import look_at_data
 from ltune.usage import configurations, precheck
 
 if TYPE_CHECKING:
@@ -45,17 +46,21 @@ def main(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     precheck(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    title = f"ltune check {' '.join(map(str, configurations(argv)))}".rstrip()
+    wrong = bad_rows(argv, title)
     from ltune.apps.rehearsal import Rehearsal
     from ltune.train import quiet
 
     quiet()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     rehearsal = Rehearsal(argv, with_trainer=True)
-    print(f"ltune check {' '.join(map(str, configurations(argv)))}".rstrip())
-    wrong: list[str] = []
+    if not wrong:
+        print(title)
     unseen: list[str] = []
     for section in SECTIONS:
+        if section.title in wrong:
+            continue
         if missing := [title for title in section.needs if title in wrong or title in unseen]:
             print(f"\n[--] {section.title}: not looked at, as {missing[0]} is not right")
             unseen.append(section.title)
@@ -65,10 +70,19 @@ def main(argv: list[str]) -> int:
     return 2 if wrong else 0
 
 
+def bad_rows(argv: list[str], title: str) -> list[str]:
+    """The data's section, if a quick look finds it wrong: printed within a second or two, while the rest of the page takes its time."""
+    try:
+        look_at_data("fit", argv)
+    except UsageError as error:
+        print(title)
+        print_verdict("data", False, [str(error)])
+        return ["data"]
+    return []
+
+
 def print_section(section: Section, rehearsal: Rehearsal) -> bool:
     """Look and print; whether all is well."""
-    from ltune.data.paint import printable
-
     with warned() as warnings:
         try:
             lines, well = section.look(rehearsal), True
@@ -76,11 +90,18 @@ def print_section(section: Section, rehearsal: Rehearsal) -> bool:
             lines, well = [str(error)], False
         except Exception as error:  # whatever it is, `ltune fit` would meet it too
             lines, well = [f"{type(error).__name__}: {error}"], False
-    print(f"\n[{'ok' if well else 'wrong'}] {section.title}")
-    for text in [*lines, *(f"! {warning}" for warning in warnings)]:
-        for line in text.splitlines():
-            print(f"  {printable(line)}".rstrip())
+    print_verdict(section.title, well, [*lines, *(f"! {warning}" for warning in warnings)])
     return well
+
+
+def print_verdict(title: str, well: bool, texts: list[str]) -> None:
+    """A section of the page."""
+    from ltune.data.paint import printable
+
+    print(f"\n[{'ok' if well else 'wrong'}] {title}")
+    for text in texts:
+        for line in text.splitlines():
+            print(f"  {printable(line)}".rstrip(), flush=True)
 
 
 @contextmanager

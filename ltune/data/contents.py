@@ -37,15 +37,33 @@ def content_hash(path: str | Path, memory: str | Path) -> str:
     if known is not None and known[0] == before:
         return known[1]
     digest = sha256(path)
-    if identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED:
+    if identity(path) == before and _is_settled(before):
         _write(record, path, before, digest)
     return digest
 
 
-def is_known(path: str | Path, memory: str | Path) -> bool:
-    """Whether the hash of the file as it is now is remembered; then it has been read before."""
-    known = _read(_record(path, memory))
+def was_sound(path: str | Path, memory: str | Path, form: str) -> bool:
+    """Whether the file as it is now was found to be of this form."""
+    known = _read(_record(path, memory, form))
     return known is not None and known[0] == identity(path)
+
+
+def note_sound(path: str | Path, memory: str | Path, form: str, before: list[int]) -> None:
+    """Remember that a large file was found to be of this form, which it was if it is still the one it was ``before``."""
+    if before[0] >= LARGE and identity(path) == before and _is_settled(before):
+        _write(_record(path, memory, form), path, before, "")
+
+
+def cache_folder(cache: str | Path | None) -> Path:
+    """``data.cache``, or where tokenised rows are kept where it is null."""
+    if cache:
+        return Path(cache).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltune" / "data"
+
+
+def hashes_in(cache: Path) -> Path:
+    """Where the hashes of the source files are remembered."""
+    return cache / "hashes"
 
 
 def identity(path: str | Path) -> list[int]:
@@ -66,8 +84,13 @@ def while_unchanged(items: Iterator[T], known: dict[Path, list[int]]) -> Iterato
             raise UsageError(f"{path} changed while it was read.\nStart again when nothing writes to it any more.")
 
 
-def _record(path: str | Path, memory: str | Path) -> Path:
-    return Path(memory) / f"{sha256_of(os.fsencode(os.path.abspath(path))).hexdigest()[:32]}.json"
+def _is_settled(identity: list[int]) -> bool:
+    return time.time() - max(identity[1:3]) / 1e9 > SETTLED
+
+
+def _record(path: str | Path, memory: str | Path, form: str = "") -> Path:
+    name = os.fsencode(os.path.abspath(path)) + (b"\0" + form.encode() if form else b"")
+    return Path(memory) / f"{sha256_of(name).hexdigest()[:32]}.json"
 
 
 def _read(record: Path) -> tuple[list[int], str] | None:

@@ -89,11 +89,12 @@ class Encoder:
         tokens = self.tokens
         names = ("max_length", "truncation", "train_on", "system", "control_tokens")
         template = (self.template.source, self.template.tokens, self.template.reasoning) if self.template else None
+        date = self.template.date if self.template else None
         ends = (tokens.bos_id, tokens.eos_id, tokens.adds_bos)
         weights = None if self.weights is None else self.weights.tolist()
         return {name: getattr(self, name) for name in names} | {
             "template": template, "tokenizer": tokens.json, "ends": ends, "weights": weights,
-        }  # fmt: skip
+        } | ({} if date is None else {"date": date.isoformat()})  # fmt: skip
 
     def encode(self, row: Row) -> list[Sequence] | Dropped:
         """The row's sequences.

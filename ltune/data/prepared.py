@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ltune.data.chunks import Made, Part
-from ltune.data.contents import content_hash, identity, while_unchanged
+from ltune.data.contents import cache_folder, content_hash, hashes_in, identity, while_unchanged
 from ltune.data.encode import Encoder
 from ltune.data.growing import Growing, sync, sync_one
 from ltune.data.processes import encode_rows
@@ -32,7 +32,7 @@ from ltune.data.rows import Row, Sequence
 from ltune.data.sources import Dataset, resolve
 from ltune.errors import ResourceError, UsageError
 
-FORMAT = 5  # of what is stored; to be raised when the same settings give other contents
+FORMAT = 6  # of what is stored; to be raised when the same settings give other contents
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
 
 KINDS: dict[str, tuple] = {  # of the arrays: their numbers, and how many in a row
@@ -168,18 +168,6 @@ def prepare(
     except OSError as error:
         raise ResourceError(f"data.cache: cannot write the tokenised rows to {cache}: {error}") from error
     return Prepared(target)
-
-
-def cache_folder(cache: str | Path | None) -> Path:
-    """``data.cache``, or where tokenised rows are kept where it is null."""
-    if cache:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltune" / "data"
-
-
-def hashes_in(cache: Path) -> Path:
-    """Where the hashes of the source files are remembered."""
-    return cache / "hashes"
 
 
 def _hashed(parts: list[Part], memory: Path) -> tuple[list[dict], dict[Path, list[int]]]:

@@ -4,6 +4,7 @@ What is trained stands between ``{% generation %}`` marks. A template without an
 the difference is the answer, provided that what was written before stays as it was. It refuses to know tokens, and files.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ class Template:
         tokens: bos_token, eos_token ... of the tokenizer.
         default_system: The system text that it puts where there is none.
         stop_words: Texts that end an answer.
+        date: That templates write which write today's; None: always the same one.
         reasoning: What becomes of the assistant's reasoning. keep: it is trained; drop_history: left out before the last question, as
             most thinking models have it, and answers there that are then not written as they were said are not trained; mask: written
             but not trained; drop: left out.
@@ -60,6 +62,7 @@ class Template:
     default_system: str | None = None
     stop_words: tuple[str, ...] = ()
     reasoning: Reasoning = "keep"
+    date: datetime.date | None = None
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[dict[str, Any]] = ()
@@ -108,6 +111,9 @@ class Template:
             "add_generation_prompt": add_generation_prompt,
             **self.tokens,
         }
+        if self.date is not None:  # as Llama's have it, and as all others ask for it
+            day = datetime.datetime(self.date.year, self.date.month, self.date.day)
+            variables |= {"date_string": day.strftime("%d %b %Y"), "strftime_now": day.strftime}
         try:
             try:
                 return pieces(self.source, variables)

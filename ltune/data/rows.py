@@ -33,6 +33,10 @@ class BadRow(UsageError):
 class WrongColumns(BadRow):
     """One that lacks a column that its kind must have: often the data set is of another kind than the objective trains on."""
 
+    def for_objective(self, objective: str, rows: "type[Row]") -> BadRow:
+        """With the objective that wants such rows."""
+        return BadRow(self.place, f"{self.reason}\n{objective} trains on {rows.described}.")
+
 
 @dataclass(frozen=True)
 class ToolCall:

@@ -1,132 +1,104 @@
-"""A quick look at the files of rows, before anything heavy is imported: what is no JSON is told at once, wherever it stands.
+"""A quick look at the files of rows, before anything heavy is imported: the first row that is no JSON or no row is told at once.
 
-A faster parser than the reader's passes over what is sound. What it does not pass is handed to the reader itself, which has the last word
-and all the words; so the look refuses nothing that the reader takes. It finds only what is malformed: what a row means comes later.
+What is quick passes over what is sound (``lines.py``, ``array_scan.py``). What it does not pass is handed to the reader itself and to
+``to_row``, which have the last word and all the words; so the look refuses nothing that they take, and they read all of it again later.
 """
 
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import orjson
-
-from ltune.data.contents import is_known
-from ltune.data.json_array import Stretch, items, well_inside
-from ltune.data.read import LINES, checked, json_line, place_prefixes, text_blocks
-from ltune.data.rows import BadRow
+from ltune.data.array_scan import scan_array
+from ltune.data.contents import identity, note_sound, was_sound
+from ltune.data.formats import settled
+from ltune.data.lines import Form, Lines
+from ltune.data.read import LINES, first_rows, place_prefixes, read, read_file
+from ltune.data.rows import Row
+from ltune.data.side_by_side import in_order
 from ltune.data.sources import Source
 
 MOST = 2 << 30  # bytes, of all files; a look at more takes longer than it is worth, and is left to the reader
-BLOCK = 1 << 20  # bytes of lines that are read at once
-TRIES = 8  # places where an item may begin, from the end of a stretch
-OPENING = re.compile(r'\{\s*"[^"\\]{0,80}"\s*:')  # with a first key, which tells an item from what stands in it
+LONG = 0.3  # seconds for each file of a kind that has no quick way
 
 
-def scan(sources: list[tuple[Source, int | None]], memory: str | Path) -> None:
+def scan(sources: list[tuple[Source, int | None]], memory: str | Path, rows: type[Row] | None = None) -> None:
     """Look at the files, in order.
 
     Args:
         sources: Each with how many rows are read of it; None: all.
-        memory: Where hashes are remembered (``contents.py``); a file whose hash is known has been read before.
+        memory: Where it is remembered which files are sound (``contents.py``).
+        rows: The kind of rows that they must hold; None: any objects.
 
     Raises:
-        UsageError: The first line or row that is malformed, in the reader's words.
+        UsageError: The first row that is malformed or no such row, in the reader's and ``to_row``'s words.
     """
     left = MOST
     for source, limit in sources:
-        rows = None if source.num_samples is not None else limit
-        for path, prefix in zip(source.files, place_prefixes(source.files), strict=True):
-            seen = None
-            with suppress(OSError):  # the reader says what is wrong with such a file
-                if path.is_file() and not is_known(path, memory):
-                    left -= path.stat().st_size
-                    if left < 0:
-                        return
-                    seen = _scan_file(path, prefix, rows)
-            if rows is not None:
-                if seen is None:  # how many rows of the next file are read is not known
-                    break
-                rows -= seen
+        with suppress(OSError):  # the reader says what is wrong with such files
+            left -= sum(path.stat().st_size for path in source.files)
+            if left < 0:
+                return
+            wanted = sys.maxsize if source.num_samples is not None or limit is None else limit
+            form = None if rows is None or source.num_samples is not None else _form(source, wanted, rows)
+            _scan_source(source, wanted, form, memory)
 
 
-def _scan_file(path: Path, prefix: str, limit: int | None) -> int | None:
-    """The number of rows seen; None for a kind of file that is not looked at."""
-    if path.suffix == ".json":
-        return _scan_array(path, prefix, limit)
-    return _scan_lines(path, prefix, limit) if path.suffix in LINES and path.suffix != ".txt" else None
+def _form(source: Source, wanted: int, rows: type[Row]) -> Form | None:
+    """What its rows must be; the first of them tells."""
+    head = list(islice(first_rows(read(source), wanted), 1))
+    return Form(settled(source, head, rows), rows)
 
 
-# -- lines ----------------------------------------------------------------------------------------------------------------------------
+def _scan_source(source: Source, wanted: int, form: Form | None, memory: str | Path) -> None:
+    for path, prefix in zip(source.files, place_prefixes(source.files), strict=True):
+        asked = _asked(form, wanted)
+        before = identity(path)
+        seen = None if was_sound(path, memory, asked) else _scan_file(path, prefix, wanted, form)
+        if seen is not None:
+            note_sound(path, memory, asked, before)
+        if wanted < sys.maxsize:
+            if seen is None:  # how many rows of the next file are read is not known
+                return
+            wanted -= seen
 
 
-def _scan_lines(path: Path, prefix: str, limit: int | None) -> int:
-    loads, number, blank = orjson.loads, 0, 0
-    last = sys.maxsize if limit is None else limit
-    with path.open("rb", buffering=BLOCK) as file:
-        for number, line in enumerate(file, 1):
-            if number > last:
-                return number - 1 - blank
-            try:
-                if type(loads(line)) is dict:
-                    continue
-            except ValueError:
-                pass
-            if not _look_closely(path, prefix, number, line):
-                blank, last = blank + 1, last + 1
-    return number - blank
+def _asked(form: Form | None, wanted: int) -> str:
+    """What is looked for, for the memory."""
+    if form is None:
+        return f"objects {wanted}"
+    source = form.source
+    return repr((form.rows.__name__, source.format, sorted((source.columns or {}).items()), sorted((source.tags or {}).items()), wanted))
 
 
-def _look_closely(path: Path, prefix: str, number: int, line: bytes) -> bool:
-    """Whether the line holds a row."""
-    found = [checked(f"{prefix}{number}", value) for _, value in json_line(path, number, line)]
-    _refuse(found)
-    return bool(found)
+def _scan_file(path: Path, prefix: str, wanted: int, form: Form | None) -> int | None:
+    """The number of rows seen; None for a kind of file of which the beginning is looked at, or nothing."""
+    if path.suffix in LINES and path.suffix != ".txt":
+        return _scan_lines(path, prefix, wanted, form)
+    if path.suffix == ".json" and (seen := scan_array(path, prefix, wanted, form)) is not None:
+        return seen
+    if form is not None:
+        _look_for_a_moment(path, prefix, wanted, form)
+    return None
 
 
-def _refuse(records: list[Any]) -> None:
-    bad = next((record for record in records if isinstance(record, BadRow)), None)
-    if bad is not None:
-        raise bad
+def _scan_lines(path: Path, prefix: str, wanted: int, form: Form | None) -> int:
+    look, lines, rows = Lines(path, form), 0, 0
+    with closing(in_order(look, look.stretches())) as found:
+        for seen in found:
+            lines, rows = lines + seen.lines, rows + seen.rows
+            if rows >= wanted:
+                break
+            if seen.refused is not None:
+                look.refuse(prefix, lines + 1, seen.refused)
+    return min(rows, wanted)
 
 
-# -- an array -------------------------------------------------------------------------------------------------------------------------
-
-
-def _scan_array(path: Path, prefix: str, limit: int | None) -> int | None:
-    number = 0
-    with path.open("rb") as file:
-        stretch = Stretch(path, text_blocks(path, file))
-        if stretch.skip() != "[":
-            return None
-        # The quick way looks further ahead than the rows that are wanted
-        records = items(stretch, _quickly if limit is None else well_inside)
-        for number, record in enumerate(islice(records, limit), 1):
-            if type(record) is not dict:
-                _refuse([checked(f"{prefix}{number}", record)])
-    return number
-
-
-def _quickly(stretch: Stretch) -> Iterator[Any]:
-    """The items up to the last that begins in this stretch, parsed as one; item by item where that fails."""
-    text, begin = stretch.text, stretch.position
-    opening = OPENING.match(text, begin)
-    end = len(text)
-    for _ in range(TRIES if opening else 0):
-        end = text.rfind(opening.group(), begin + 1, end)  # type: ignore[union-attr]
-        if end < 0:
-            break
-        # What is JSON between brackets ends where an item does, wherever the key was found
-        before = text[begin:end].rstrip(" \t\r\n")
-        try:
-            passed = orjson.loads(f"[{before[:-1]}]") if before.endswith(",") else None
-        except ValueError:
-            continue
-        if passed:
-            yield from passed
-            stretch.position = end
+def _look_for_a_moment(path: Path, prefix: str, wanted: int, form: Form) -> None:
+    """csv, parquet and the like: some ten thousand rows."""
+    end = time.monotonic() + LONG
+    for place, record in islice(read_file(path, prefix=prefix), wanted):
+        form.check(place, record)
+        if time.monotonic() > end:
             return
-    yield from well_inside(stretch)

@@ -1,5 +1,6 @@
 """The chat template to train with: the tokenizer's own, a named one, or a file; checked before the first row."""
 
+import datetime
 import logging
 import re
 from collections.abc import Sequence
@@ -26,16 +27,19 @@ TOKENS = re.compile(r"\b[a-z]+_token\b")
 log = logging.getLogger(__name__)
 
 
-def load_template(name: str | None, tokenizer: "PreTrainedTokenizerBase", reasoning: Reasoning = "keep") -> Template:
+def load_template(
+    name: str | None, tokenizer: "PreTrainedTokenizerBase", reasoning: Reasoning = "keep", date: str | None = None
+) -> Template:
     """The named template, the one in a ``.jinja`` file, or, for None, the tokenizer's own.
 
     Args:
         name: As data.template has it.
         tokenizer: Whose control tokens it writes.
         reasoning: See ``Template``.
+        date: That it writes if it writes today's, as 2026-11-26.
 
     Raises:
-        UsageError: Unknown name, no file, a tokenizer without a template, or a template that cannot be trained with.
+        UsageError: Unknown name, no file, a tokenizer without a template, a template that cannot be trained with, or no date.
     """
     tokens = tokenizer.special_tokens_map
     if name is None:
@@ -44,14 +48,14 @@ def load_template(name: str | None, tokenizer: "PreTrainedTokenizerBase", reason
         drops_history = reasoning == "drop_history"
         file = from_path(Path(name).expanduser(), drops_history) if name.endswith(".jinja") else named(name, drops_history)
         template = Template(name, file.source, tokens, file.facts.default_system, file.facts.stop_words)
-    template = replace(template, reasoning=reasoning)
+    template = replace(template, reasoning=reasoning, date=None if date is None else _day(date))
     _check_trainable(template)
     if not template.end_text.strip():
         log.warning("template %s writes nothing after the last answer: a model does not learn from it where to stop", template.name)
     elif template.end_token(tokenizer) is None:
         log.warning("template %s: what ends an answer is no token of this tokenizer; it is spelled out in ordinary tokens", template.name)
     if name in names() and tokenizer.chat_template:
-        _report_mismatch(template, Template(OWN, _own(tokenizer), tokens))
+        _report_mismatch(template, Template(OWN, _own(tokenizer), tokens, date=template.date))
     return template
 
 
@@ -81,6 +85,13 @@ def _own(tokenizer: "PreTrainedTokenizerBase") -> str:
             "Choose one:  --data.template chatml  or another that  ltune templates  lists, or path/to/file.jinja"
         )
     return source
+
+
+def _day(text: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"data.date: {text!r} is no date.\nGive year, month and day:  --data.date 2026-11-26") from None
 
 
 def _check_trainable(template: Template) -> None:

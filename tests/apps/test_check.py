@@ -44,7 +44,17 @@ def test_every_section_says_what_is_wrong(folder, capsys):
     assert verdicts["trainer"] == "--"
     assert "model.adapter: Full trains the weights themselves" in page
     assert "none.jsonl" in page
-    assert page.endswith("\nwrong: configuration, data\n")
+    assert page.endswith("\nwrong: data, configuration\n")
+
+
+def test_bad_rows_come_first_and_the_rest_of_the_page_all_the_same(folder, capsys):
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write('{"messages": []}\n')
+    code, verdicts, page, _ = check(capsys, "--model.adapter", "Full", "--model.quantize", "NF4")
+    assert (code, verdicts["data"], verdicts["configuration"], verdicts["run folder"]) == (2, "wrong", "wrong", "ok")
+    assert page.startswith("ltune check job.yaml\n\n[wrong] data\n  rows.jsonl:25: ")
+    assert page.count("] data") == 1
+    assert page.endswith("\nwrong: data, configuration\n")
 
 
 def test_without_a_template_the_data_cannot_be_looked_at(folder, capsys):

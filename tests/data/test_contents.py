@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 
 from ltune.data import contents
-from ltune.data.contents import LARGE, content_hash, identity, is_known, while_unchanged
+from ltune.data.contents import LARGE, content_hash, identity, note_sound, was_sound, while_unchanged
 from ltune.errors import UsageError
 
 BYTES = b"a" * LARGE
@@ -39,12 +39,19 @@ def test_a_large_file_is_hashed_once(file, tmp_path):
     assert content_hash(file, tmp_path / "memory") == "remembered"
 
 
-def test_what_is_remembered_is_known_until_it_changes(file, tmp_path):
-    assert not is_known(file, tmp_path / "memory")
-    content_hash(file, tmp_path / "memory")
-    assert is_known(file, tmp_path / "memory")
+def test_what_was_sound_is_so_until_it_changes(file, tmp_path):
+    memory = tmp_path / "memory"
+    content_hash(file, memory)
+    assert not was_sound(file, memory, "objects")
+    note_sound(file, memory, "objects", identity(file))
+    assert was_sound(file, memory, "objects")
+    assert not was_sound(file, memory, "conversations")
+    assert content_hash(file, memory) == sha256(BYTES).hexdigest()
+    before = identity(file)
     file.write_bytes(BYTES + b"a")
-    assert not is_known(file, tmp_path / "memory")
+    assert not was_sound(file, memory, "objects")
+    note_sound(file, memory, "objects", before)  # it changed while it was looked at
+    assert not was_sound(file, memory, "objects")
 
 
 def test_a_change_of_the_same_length_with_its_time_set_back_is_noticed(file, tmp_path):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ltune.data import contents, scan
-from ltune.data.contents import content_hash
+from ltune.data import array_scan, contents, scan
 from ltune.data.read import read
 from ltune.data.sources import Source
 from ltune.errors import UsageError
@@ -121,7 +120,7 @@ def test_a_sound_array_passes_the_quick_way(tmp_path, monkeypatch, small_blocks,
     path = tmp_path / "rows.json"
     path.write_text(array(indent))
     singly = []
-    monkeypatch.setattr(scan, "well_inside", lambda stretch: singly.append(stretch) or iter(()))
+    monkeypatch.setattr(array_scan, "well_inside", lambda stretch: singly.append(stretch) or iter(()))
     assert by_scan(path) is None
     assert len(singly) < 20  # of some seventy stretches, where one ends right behind an item
 
@@ -182,16 +181,21 @@ def test_behind_a_file_that_is_not_looked_at_nobody_knows_how_many_rows_are_read
     assert by_scan(*files) == by_reader(*files) is not None
 
 
-def test_a_file_whose_hash_is_remembered_is_not_looked_at_again(tmp_path, monkeypatch):
+def test_a_file_that_was_sound_is_not_looked_at_again_until_it_changes_or_something_else_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(contents, "SETTLED", -1.0)
     monkeypatch.setattr(contents, "LARGE", 10)
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(ROW + b"\noh\n")
-    assert by_scan(path) is not None
-    content_hash(path, tmp_path / "memory")
+    path.write_bytes(ROW + b"\n" + ROW + b"\n")
     assert by_scan(path) is None
-    path.write_bytes(ROW + b"\noh no\n")
-    assert by_scan(path) is not None
+    looked = []
+    monkeypatch.setattr(scan, "_scan_file", lambda path, *_: looked.append(path))
+    assert by_scan(path) is None
+    assert looked == []
+    by_scan(path, limit=1)
+    assert looked == [path]
+    path.write_bytes(ROW + b"\noh\n")
+    by_scan(path)
+    assert looked == [path, path]
 
 
 def test_files_beyond_the_most_are_left_to_the_reader(tmp_path, monkeypatch):

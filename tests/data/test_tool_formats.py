@@ -1,6 +1,7 @@
 """Tools, calls and results in the formats of the named templates and through a tokenizer's own; a data set of tool calls is encoded."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
@@ -12,6 +13,7 @@ from ltune.data.rows import IGNORE, Chat, Message, ToolCall
 from ltune.data.sources import QUICKSTART
 from ltune.data.template_files import named, names, tool_formats
 from ltune.data.templates import load_template
+from ltune.errors import UsageError
 
 TOOL = {
     "name": "look_up",
@@ -85,6 +87,22 @@ def test_llama3(tokenizer):
     assert segments[2].text.startswith('<|start_header_id|>ipython<|end_header_id|>\n\n{"found": 1}<|eot_id|>')
 
 
+def test_a_date_is_written_where_it_is_asked_for(tokenizer):
+    asked = load_template("llama3", tokenizer, date="2026-02-03")
+    assert "Today Date: 03 Feb 2026\n" in asked.render(TALK, tools=(TOOL,))[0].text
+    own = "{{ strftime_now('%Y-%m-%d') }} {{ date_string }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = replace(asked, source=own)
+    assert template.text(TALK[1:2]) == "2026-02-03 03 Feb 2026hi"
+    assert replace(template, date=None).text(TALK[1:2]) == "2024-07-26 hi"
+    assert Encoder(asked, tokenizer, max_length=9).settings() != Encoder(replace(asked, date=None), tokenizer, max_length=9).settings()
+
+
+@pytest.mark.parametrize("text", ["today", "26 Jul 2024", "2026-02-30", ""])
+def test_what_is_no_date_is_refused(tokenizer, text):
+    with pytest.raises(UsageError, match="is no date"):
+        load_template("llama3", tokenizer, date=text)
+
+
 def test_qwen(tokenizer):
     segments = rendered("qwen", tokenizer)
     assert segments[0].text == (
@@ -140,6 +158,23 @@ TAGS = {
     "phi4_mini": 'Action: look_up\nAction Input: {"word": "a \\"b\\" 你", "many": [1, null, true]}',
     "bailing_v2": '<tool_call>\n{"name": "look_up", "arguments": {"word": "a \\"b\\" 你", "many": [1, null, true]}}\n</tool_call>',
 }  # fmt: skip
+
+
+ORDERS = [  # arguments, and what gemma4 makes of them: names by their code points, at every depth
+    ({"b": 1, "a": 2}, "{a:2,b:1}"),
+    ({"alpha": 1, "Beta": 2, "gamma": 3, "Delta": 4}, "{Beta:2,Delta:4,alpha:1,gamma:3}"),
+    ({"a_b": 1, "aB": 2, "a1": 3, "a": 4, "a-b": 5, "_a": 6}, "{_a:6,a:4,a-b:5,a1:3,aB:2,a_b:1}"),
+    ({"é": 1, "z": 2, "Z": 3, "你": 4, "10": 5, "9": 6, "": 7, "a b": 8}, "{:7,10:5,9:6,Z:3,a b:8,z:2,é:1,你:4}"),
+    ({"x": {"b": [{"d": 1, "C": 2}], "A": None}, "X": True}, "{X:true,x:{A:null,b:[{C:2,d:1}]}}"),
+    ({"same": 1, "Same": 2, "SAME": 3}, "{SAME:3,Same:2,same:1}"),
+    ({}, "{}"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), ORDERS)
+def test_gemma4_orders_arguments_by_code_points(tokenizer, arguments, expected):
+    talk = [*TALK[:2], Message("assistant", "", tool_calls=(ToolCall("look_up", arguments),)), *TALK[3:]]
+    assert f"<|tool_call>call:look_up{expected}<tool_call|>" in trained(rendered("gemma4", tokenizer, talk))[0]
 
 
 @pytest.mark.parametrize("name", TAGS)
