@@ -32,7 +32,7 @@ from ltune.data.rows import Row, Sequence
 from ltune.data.sources import Dataset, resolve
 from ltune.errors import ResourceError, UsageError
 
-FORMAT = 5  # of what is stored; to be raised when the same settings give other contents
+FORMAT = 6  # of what is stored; to be raised when the same settings give other contents
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
 
 KINDS: dict[str, tuple] = {  # of the arrays: their numbers, and how many in a row

@@ -4,7 +4,7 @@ A conversation without its first rounds is rendered anew, as if it had begun lat
 where the template has them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate, takewhile
 
@@ -33,8 +33,9 @@ class Shortener:
 
         1. The oldest rounds go, as few as possible; the system text and the tools stay.
         2. A last round that is too long loses the beginning of its user's text; headers and the system text stay.
-        3. If nothing of the user's text were left, older answers of that round go, then the beginning of the prompt, system text and
-           all, but for the begin token.
+        3. If nothing of the user's text were left, the round's oldest tool calls go with their results, as few as possible.
+        4. If that is not enough, older answers of that round go, then the beginning of the prompt, system text and all, but for the
+           begin token.
 
         Returns:
             None if the last answer does not fit with at least one token of prompt.
@@ -77,8 +78,9 @@ class Shortener:
         return sum(1 for _ in takewhile(lambda size: size <= allowed, accumulate(map(_size, rounds))))
 
     def _last_round(self, conversation: Conversation, first: int) -> Pieces | None:
-        if (pieces := self._cut_text(conversation, first)) is not None:
-            return pieces
+        for shorter in _without_calls(conversation, first):
+            if (pieces := self._fit(shorter) or self._cut_text(shorter, first)) is not None:
+                return pieces
         ((pieces, _),) = self.maker.pieces([conversation])
         turns = pieces.turns()
         kept = cut.left(turns, self.max_length, self.maker.tokens.bos_id) if turns else None
@@ -119,6 +121,14 @@ def rounds_of(messages: tuple[Message, ...]) -> tuple[Round, list[Round]]:
     last = max((number for number, message in enumerate(messages) if message.role == "assistant"), default=len(messages) - 1)
     begins = [number for number in range(first, last + 1) if number == first or messages[number].role == "user"]
     return messages[:first], [messages[begin:end] for begin, end in zip(begins, [*begins[1:], last + 1], strict=True)]
+
+
+def _without_calls(conversation: Conversation, first: int) -> Iterator[Conversation]:
+    """The one round behind so many messages: whole, without its first call and the results, without its first two ..."""
+    messages = conversation.messages
+    answers = [number for number in range(first + 1, len(messages)) if messages[number].role == "assistant"]
+    for number in answers or [first + 1]:
+        yield conversation._replace(messages=messages[: first + 1] + messages[number:])
 
 
 def _with(conversation: Conversation, head: Round, rounds: list[Round]) -> Conversation:

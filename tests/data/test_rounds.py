@@ -72,6 +72,25 @@ def test_left_lets_the_oldest_rounds_go_and_keeps_the_system_text(kept):
     assert texts(process(rounds(4, system=False), length(shown(*numbers, system=False)))) == [shown(*numbers, system=False)]
 
 
+@pytest.mark.parametrize("truncation", ["left", "split"])
+@pytest.mark.parametrize("template", ["llama3", "qwen", "mistral"])
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_of_one_long_round_the_oldest_calls_go_and_the_question_the_system_text_and_the_tools_stay(kept, template, truncation):
+    steps = [
+        (Message("assistant", "", tool_calls=(ToolCall("look", {"at": name}),)), Message("tool", f"found {name} " * 10)) for name in "ABCD"
+    ]
+    tools = ({"name": "look", "description": "Looks", "parameters": {"type": "object", "properties": {}}},)
+
+    def row(steps):
+        return Chat("here:1", (SYSTEM, USER, *(message for step in steps for message in step), ASSISTANT), tools)
+
+    wanted = process(row(steps[4 - kept :]), 10_000, template=template)
+    made = process(row(steps), len(wanted.sequences[0].input_ids) + 5, truncation, template)
+    assert texts(made) == texts(wanted)
+    assert trained(made) == trained(wanted)
+    assert made.truncated
+
+
 def test_left_keeps_the_system_text_where_the_template_has_it():
     mistral = process(rounds(4), length(f"{BOS}[INST] be kind\n\nask D[/INST] say D<|end|>") + 3, template="mistral")
     assert texts(mistral)[0].startswith(f"{BOS}[INST] be kind\n\nask")
