@@ -35,6 +35,7 @@ class ChatData(LightningDataModule):
         folder: Folder that holds dataset_info.json and the files it names.
         template: Named chat template (``ltune templates`` lists them) or a .jinja file; null: the tokenizer's own.
         system: System text for conversations that have none; null: the template's default.
+        date: That a template writes which writes today's, as "2026-11-26"; null: always 26 Jul 2024, so that a row is the same tomorrow.
         reasoning: What becomes of an answer's reasoning. keep: it is trained; drop_history: left out before the last question, and answers
             that had some there are not trained; mask: written but not trained; drop: left out everywhere.
         max_length: Longest row in tokens.
@@ -72,6 +73,7 @@ class ChatData(LightningDataModule):
         folder: str = "data",
         template: str | None = None,
         system: str | None = None,
+        date: str | None = None,
         reasoning: Literal["keep", "drop_history", "mask", "drop"] = "keep",
         max_length: int = 2048,
         control_tokens: Literal["encode", "error", "allow"] = "encode",
@@ -106,7 +108,7 @@ class ChatData(LightningDataModule):
         self.layout, self.workers = layout, workers
         self.seed, self.tokenizer = seed, tokenizer
         self.rows, self.repeats, self.objective = rows, repeats, objective
-        self.template = None if issubclass(rows, Text) else load_template(template, tokenizer, reasoning)
+        self.template = None if issubclass(rows, Text) else load_template(template, tokenizer, reasoning, date)
         if weights is not None and rows is not Chat:
             raise UsageError(f"data.weights: rows of the kind {rows.__name__} have no roles to weigh.\nSet  data.weights: null")
         self.encoder = Encoder(self.template, tokenizer, max_length, truncation, train_on, system, control_tokens, weights)
