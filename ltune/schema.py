@@ -148,6 +148,7 @@ def _names(annotation: str) -> list[str]:
     return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
 
 
+@cache
 def _ancestors(name: str) -> set[str]:
     bases = classes()[name].bases if name in classes() else ()
     return set(bases).union(*(_ancestors(base) for base in bases)) if bases else set()
