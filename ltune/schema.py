@@ -115,7 +115,7 @@ def parameters_of(name: str) -> dict[str, str]:
 def choices(annotation: str) -> list[str]:
     """Our classes that a value of this type may name: the subclasses of an abstract base, those left out that are abstract themselves."""
     bases = {name for name in _names(annotation) if name in classes()}
-    return sorted(name for name in classes() if not _left_open(name) and _ancestors(name) & bases)
+    return sorted(name for name in classes() if _ancestors(name) & bases and not _left_open(name))
 
 
 def published(annotation: str) -> dict[str, str]:
@@ -148,11 +148,13 @@ def _names(annotation: str) -> list[str]:
     return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
 
 
+@cache
 def _ancestors(name: str) -> set[str]:
     bases = classes()[name].bases if name in classes() else ()
     return set(bases).union(*(_ancestors(base) for base in bases)) if bases else set()
 
 
+@cache
 def _left_open(name: str) -> frozenset[str]:
     """The methods that a class leaves to its subclasses, its bases' among them."""
     known = classes().get(name)

@@ -13,7 +13,7 @@ from ltune.models.fast import build
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = ["reward", "dpo", "simpo", "orpo", "cpo", "kto", "bco"]
 SHORT = [
-    *("--data.max_rows", "24", "--data.batch_size", "2", "--data.val_size", "0", "--model.schedule", "Constant"),
+    *("--data.max_rows", "24", "--data.val_size", "0", "--model.schedule", "Constant"),
     *("--trainer.max_epochs", "-1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.log_every_n_steps", "1"),
     *("--trainer.enable_progress_bar", "false"),
 ]
@@ -94,9 +94,9 @@ REFERENCES = {
 @pytest.mark.parametrize("name", REFERENCES)
 def test_another_reference_gives_the_same_steps_and_goes_on_exactly(name, fit):
     """The model without its adapter is the embedded one in 4 bits, so that all of these are the same reference."""
-    rows, reference = ["--data.max_rows", "7"], f"--model.objective.reference={json.dumps(REFERENCES[name])}"  # two steps an epoch
+    rows, reference = ["--data.max_rows", "7"], f"--model.objective.reference={json.dumps(REFERENCES[name])}"  # a step an epoch
     plain = fit("dpo", "plain", 5, *rows)
-    whole = fit("dpo", "whole", 5, *rows, reference)  # into the third epoch
+    whole = fit("dpo", "whole", 5, *rows, reference)  # so that the cache serves
     assert [line["train/loss"] for line in whole] == pytest.approx([line["train/loss"] for line in plain], abs=1e-4)
     fit("dpo", "again", 3, *rows, reference)
     resumed = fit("dpo", "again", 5, *rows, reference, "--resume.allow=[trainer.max_steps]")
