@@ -45,7 +45,7 @@ class Steps:
         missing = 0 if optimizer.state else 2 * sum(p.numel() * p.element_size() for p in trained_by(optimizer))
         moments = torch.empty(missing, dtype=torch.uint8, device=self.actor.device)
         try:
-            self._accumulate(step)
+            self._accumulate(step, once=False)  # a lighter step may have less in common, and more to compute
         finally:
             del moments
             self.parts = []
@@ -74,13 +74,13 @@ class Steps:
         trainer = self.module.trainer
         return trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)
 
-    def _accumulate(self, step: Step) -> Tensor:
+    def _accumulate(self, step: Step, *, once: bool = True) -> Tensor:
         """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
         module, device = self.module, self.actor.device
         self.parts, self.collected = [], None
         position = step.position or (0, 0)
         step = self.collected = self.collect(step, position)
-        batches = step.batches(module.memory.most_tokens, once=module.policy.fast is not None)
+        batches = step.batches(module.memory.most_tokens, once=once and module.policy.fast is not None)
         for number, batch in enumerate(batches, 1):
             seed_step(module.seed, *position, number - 1, module.global_rank)  # dropout depends on the place in training alone
             loss, metrics = module.objective.loss(module.policy, batch.tensors().to(device, non_blocking=True))
