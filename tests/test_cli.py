@@ -1,6 +1,7 @@
 """Help and usage errors answer at once, in a few lines, without importing torch."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -18,6 +19,12 @@ def quick(*arguments, cwd=None):
     done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60)
     *lines, torch = done.stderr.splitlines()
     return done.returncode, done.stdout, lines, torch == "True", time.perf_counter() - start
+
+
+def processor():
+    """Seconds of the processor that ended processes took, with theirs; unlike the clock, it does not count what others do meanwhile."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_help_names_every_command_and_is_quick():
@@ -86,13 +93,12 @@ def test_the_first_error_of_a_long_file_is_told_wherever_it_stands(tmp_path):
         for _ in range(100):
             file.write(line * 1000)
         file.write('{"instruction": "say it" "output": "it"}\n')
-    # The best of some tries: what else the machine does at that moment is not the command's time
-    tries = [quick("fit", "--data.datasets", "[rows.jsonl]", cwd=tmp_path) for _ in range(4)]
-    code, out, lines, torch, seconds = min(tries, key=lambda one: one[-1])
+    before = processor()
+    code, out, lines, torch, _ = quick("fit", "--data.datasets", "[rows.jsonl]", cwd=tmp_path)
     assert (code, out) == (2, "")
     assert lines == ["error: rows.jsonl:100001: malformed JSON: Expecting ',' delimiter (column 26), got '\"output\": \"it\"}'."]
     assert not torch
-    assert seconds < 0.5 * 4  # the bound for a million lines is 2 s; tests share the machine
+    assert processor() - before < 0.5 * 4  # the bound for a million lines is 2 s; tests share the machine
 
 
 ASK, ANSWER = {"role": "user", "content": "say it"}, {"role": "assistant", "content": 'He said "it",\n' * 20}
@@ -117,14 +123,12 @@ def test_a_fault_of_form_in_the_last_line_is_told_as_early(tmp_path, good, bad, 
         for _ in range(200):
             file.write((json.dumps(good) + "\n") * 1000)
         file.write(json.dumps(bad) + "\n")
-    for _ in range(5):  # what else the machine does at that moment is not the command's time
-        code, out, lines, torch, seconds = quick("fit", "--data.datasets", "[rows.jsonl]", cwd=tmp_path)
-        assert (code, out, torch) == (2, "", False)
-        assert lines[0].startswith(f"error: rows.jsonl:200001: {said}")
-        assert len(lines) <= 5
-        if seconds < 0.8 * 2:
-            break
-    assert seconds < 0.8 * 2  # the bound for a million lines is 2 s, of which 0.5 s is the start; tests share the machine
+    before = processor()
+    code, out, lines, torch, _ = quick("fit", "--data.datasets", "[rows.jsonl]", cwd=tmp_path)
+    assert (code, out, torch) == (2, "", False)
+    assert lines[0].startswith(f"error: rows.jsonl:200001: {said}")
+    assert len(lines) <= 5
+    assert processor() - before < 0.8 * 2 * 2  # of two cores; the bound for a million lines is 2 s, of which 0.5 s is the start
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -142,7 +143,8 @@ def test_control_c_stops_the_answer_and_then_the_chat(folder):
     """On a terminal: the first Ctrl-C falls into an answer of 4000 tokens, the second to the prompt."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "ltune", "chat", str(folder), "--max-new-tokens", "4000", "--device", "cpu"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background it is ignored, and inherited so
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, preexec_fn=heard)
     os.close(theirs)
     try:
         read_until(ours, b"> ")
