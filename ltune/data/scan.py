@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ltune.data.array_scan import scan_array
 from ltune.data.contents import identity, note_sound, was_sound
+from ltune.data.csv_scan import scan_csv
 from ltune.data.formats import settled
 from ltune.data.lines import Form, Lines
 from ltune.data.read import LINES, first_rows, place_prefixes, read, read_file
@@ -77,6 +78,8 @@ def _scan_file(path: Path, prefix: str, wanted: int, form: Form | None) -> int |
     if path.suffix in LINES and path.suffix != ".txt":
         return _scan_lines(path, prefix, wanted, form)
     if path.suffix == ".json" and (seen := scan_array(path, prefix, wanted, form)) is not None:
+        return seen
+    if path.suffix == ".csv" and form is not None and (seen := scan_csv(path, prefix, wanted, form)) is not None:
         return seen
     if form is not None:
         _look_for_a_moment(path, prefix, wanted, form)
