@@ -1,12 +1,11 @@
-"""A quick look at a CSV file, a stretch at a time: a regular expression passes over rows that are as usual, quoted as Python's reader has it.
+"""A quick look at a CSV file, a stretch at a time: a regular expression passes over rows that are as usual.
 
-A row that it does not match is handed to the reader and to ``to_row``, which have the last word. Where a row is quoted in a way of its own, where
-the next one begins is no longer known for certain, and the file is left to the reader.
+A row that it does not match is handed to the reader and to ``to_row``, which have the last word. Behind a row that is quoted in a way of
+its own, it is not known for certain where the next one begins, and the file is left to the reader.
 """
 
 import csv
 import re
-from collections.abc import Callable
 from contextlib import closing
 from io import BytesIO, StringIO
 from itertools import accumulate
