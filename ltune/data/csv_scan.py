@@ -73,12 +73,13 @@ def scan_csv(path: Path, prefix: str, wanted: int, form: Form) -> int | None:
     with closing(in_order(look, list(zip(stretches, within, within[1:], strict=False)))) as found:
         for seen in found:
             rows, unusual = rows + seen.rows, unusual + seen.unusual
-            if rows >= wanted or unusual > UNUSUAL:
+            if rows >= wanted:
                 break
             if seen.refused is not None:
                 look.refuse(prefix, rows + 1, seen.refused)
+            if seen.refused is not None or unusual > UNUSUAL:
                 return None
-    return None if unusual > UNUSUAL else min(rows, wanted)
+    return min(rows, wanted)
 
 
 class Rows:

@@ -21,7 +21,7 @@ ROWS = 50_000  # looked at in one go
 UNUSUAL = 10_000  # rows that are looked at closely; where there are more, the look would take as long as the reader
 
 SYSTEM, USER, ASSISTANT, OTHER, BEGIN = range(5)
-TEXTS = ("string", "large_string")
+TEXTS, LISTS = ("string", "large_string"), ("list<", "large_list<")
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 FOLLOWS = np.zeros((5, 5), bool)  # [before, role]: whether it may come then
 FOLLOWS[[BEGIN, BEGIN, SYSTEM, ASSISTANT, USER], [SYSTEM, USER, USER, USER, ASSISTANT]] = True
@@ -67,7 +67,7 @@ def _is_known(schema: "Schema", usual: Usual) -> bool:
         return True
     assert isinstance(usual, Talk), usual
     kind = schema.field(usual.column).type
-    if not str(kind).startswith(("list<", "large_list<")) or not str(kind.value_type).startswith("struct<"):
+    if not str(kind).startswith(LISTS) or not str(kind.value_type).startswith("struct<"):
         return False
     keys = {field.name: str(field.type) for field in kind.value_type}
     return len(keys) == kind.value_type.num_fields and keys.get(usual.spelled.role) in TEXTS and usual.spelled.content in keys
@@ -116,20 +116,31 @@ def _unusual_talk(columns: dict[str, "Array"], usual: Talk) -> np.ndarray:
 def _messages(talks: "Array", usual: Talk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of a column of lists: where each begins and the last ends, (rows + 1,); of all messages in them, (messages,), the role, and whether
     something in it is not as usual."""
-    import pyarrow
-    from pyarrow import compute
-
-    ends = talks.offsets.to_numpy()
+    ends = _ends(talks)
     messages = talks.values.slice(ends[0], ends[-1] - ends[0])
     values = dict(zip([field.name for field in messages.type], map(_plain, messages.flatten()), strict=True))
     written, said = values.pop(usual.spelled.role), values.pop(usual.spelled.content)
-    names = pyarrow.array(list(usual.spelled.roles), written.type)
-    meant = np.array([*(ROLES.get(role, OTHER) for role in usual.spelled.roles.values()), OTHER])
-    role = meant[compute.index_in(written, value_set=names).fill_null(len(names)).to_numpy()]
+    role = _roles(written, usual.spelled.roles)
     has_fault = _is_no_text(said) | _is_nothing(said)
     for other in values.values():
         has_fault |= ~_is_null(other)
     return ends - ends[0], role, has_fault
+
+
+def _roles(written: "Array", roles: dict[str, str]) -> np.ndarray:
+    """What the roles mean, (messages,)."""
+    import pyarrow
+    from pyarrow import compute
+
+    if not len(written):
+        return np.zeros(0, int)
+    names = [name.encode() for name in roles]
+    ends = np.cumsum([0, *map(len, names)], dtype=_offset(written))
+    buffers = [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(names))]
+    found = compute.index_in(written, value_set=pyarrow.Array.from_buffers(written.type, len(names), buffers))
+    number = np.frombuffer(found.buffers()[1], np.int32)[found.offset : found.offset + len(found)]
+    meant = np.array([*(ROLES.get(role, OTHER) for role in roles.values()), OTHER])
+    return meant[np.where(_is_null(found), len(names), number)]
 
 
 def _unusual_beside(columns: dict[str, "Array"], usual: Question | Talk) -> np.ndarray:
@@ -140,7 +151,7 @@ def _unusual_beside(columns: dict[str, "Array"], usual: Question | Talk) -> np.n
     return np.logical_or.reduce([np.zeros(len(next(iter(columns.values()))), bool), *found])
 
 
-# -- a column -------------------------------------------------------------------------------------------------------------------------
+# -- a column, whose buffers are read as they are: pyarrow's own ways to numpy import pandas -------------------------------------------
 
 
 def _plain(column: "Array") -> "Array":
@@ -148,33 +159,43 @@ def _plain(column: "Array") -> "Array":
 
 
 def _is_null(column: "Array") -> np.ndarray:
-    return column.is_null().to_numpy(zero_copy_only=False)
+    if column.null_count in (0, len(column)):
+        return np.full(len(column), column.null_count > 0)
+    return ~_bits(column, 0)
 
 
 def _is_nothing(column: "Array") -> np.ndarray:
     """Null, or what Python takes for false: text and lists that are empty, False. Of other types only null is known to be."""
-    from pyarrow import compute
-
     kind, found = str(column.type), _is_null(column)
-    if kind in TEXTS:
-        return found | (compute.binary_length(column).fill_null(0).to_numpy() == 0)
-    if kind.startswith(("list", "large_list")):
-        return found | (compute.list_value_length(column).fill_null(0).to_numpy() == 0)
-    return found | ~column.fill_null(False).to_numpy(zero_copy_only=False) if kind == "bool" else found
+    if kind == "bool":
+        return found | ~_bits(column, 1)
+    return found | (np.diff(_ends(column)) == 0) if kind in TEXTS or kind.startswith(LISTS) else found
 
 
 def _is_no_text(column: "Array") -> np.ndarray:
     """Null, of another type than text, or text that holds a null character."""
-    from pyarrow import compute
-
-    kind = str(column.type)
-    if kind not in TEXTS:
+    if str(column.type) not in TEXTS:
         return np.ones(len(column), bool)
-    found = _is_null(column)
-    _, ends, text = column.buffers()
-    if text is not None and len(column):
-        ends = np.frombuffer(ends, np.int32 if kind == "string" else np.int64)[column.offset : column.offset + len(column) + 1]
-        signs = np.frombuffer(text, np.uint8)[ends[0] : ends[-1]]
-        if len(signs) and signs.min() == 0:
-            found |= compute.match_substring(column, "\0").fill_null(False).to_numpy(zero_copy_only=False)
+    found, ends, text = _is_null(column), _ends(column), column.buffers()[2]
+    signs = np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]]
+    if len(signs) and signs.min() == 0:
+        # The last text that begins no later than the character; empty ones that begin there too come before it
+        found[np.searchsorted(ends[:-1] - ends[0], np.flatnonzero(signs == 0), side="right") - 1] = True
     return found
+
+
+def _ends(column: "Array") -> np.ndarray:
+    """Where each text or list begins and the last ends: (rows + 1,)."""
+    buffer = column.buffers()[1]
+    if buffer is None or not len(column):  # it may be missing where all is empty
+        return np.zeros(len(column) + 1, _offset(column))
+    return np.frombuffer(buffer, _offset(column))[column.offset : column.offset + len(column) + 1]
+
+
+def _offset(column: "Array") -> type[np.signedinteger]:
+    return np.int64 if str(column.type).startswith("large_") else np.int32
+
+
+def _bits(column: "Array", buffer: int) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(column.buffers()[buffer], np.uint8), bitorder="little")
+    return bits[column.offset : column.offset + len(column)].astype(bool)

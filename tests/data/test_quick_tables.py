@@ -45,6 +45,10 @@ def looked(look, source: Source, rows: type[Row]) -> str | None:
     return said(lambda: look(file, f"{file.name} row ", 10**9, Form(source, rows)))
 
 
+def by_reader(source: Source, rows: type[Row]) -> str | None:
+    return said(lambda: list(rows_of(source, rows)))
+
+
 def text_of(column: str, needed: set[str], chance: random.Random) -> str:
     if column == "label":
         return chance.choice(["true", "False", "0"])
@@ -85,7 +89,7 @@ def test_csv_is_told_in_the_readers_words_or_left_to_it(tmp_path, monkeypatch, n
             made[chance.randrange(40)][chance.randrange(len(columns))] = chance.choice(["", "x", "[]"])
         whole = csv_of(columns, made, chance)
         file.write_bytes(whole if number < 60 else spoiled(whole, chance))
-        expected, found = said(lambda: list(rows_of(source, rows))), looked(scan_csv, source, rows)
+        expected, found = by_reader(source, rows), looked(scan_csv, source, rows)
         assert found in (None, expected), number
         assert found is not None or expected is None or number >= 60, number
         assert number > 30 or scan_csv(file, "", 10**9, Form(source, rows)) == 40, number
@@ -111,7 +115,7 @@ def test_a_fault_behind_rows_of_several_lines_has_the_right_number(tmp_path, mon
     file.write_bytes(b"instruction,input,output\n" + b'"one\n\ntwo",,"say ""x"", y"\n' * 1000 + b"\n" + row + b"\n")
     source = Source("rows", (file,), format="alpaca")
     found = looked(scan_csv, source, Chat)
-    assert found == said(lambda: list(rows_of(source, Chat)))
+    assert found == by_reader(source, Chat)
     assert what in (found or "")
 
 
@@ -201,10 +205,37 @@ def test_tables_are_told_in_the_readers_words(tmp_path, monkeypatch, name, endin
             key = chance.choice(list(made[at]))
             made[at] = made[at] | {key: other(made[at][key], chance)}
         write(file, made, large=number % 2 == 0)
-        expected = said(lambda: list(rows_of(source, rows)))
+        expected = by_reader(source, rows)
         assert looked(scan_table, source, rows) == expected, number
         told += expected is not None
     assert told > 3
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_columns_that_are_all_null_or_empty(tmp_path, ending):
+    file, kind = tmp_path / f"rows{ending}", pyarrow.string()
+    talk = pyarrow.list_(pyarrow.struct({"role": kind, "content": kind}))
+    empty = {"system": pyarrow.nulls(9, kind), "images": pyarrow.nulls(9, pyarrow.list_(kind)), "history": pyarrow.nulls(9)}
+    columns = {
+        "completion": {"prompt": pyarrow.array(["hi"] * 9), "completion": pyarrow.array([""] * 9)},
+        "alpaca": {"instruction": pyarrow.array(["hi"] * 9).dictionary_encode(), "output": pyarrow.nulls(9, kind)},
+        "openai": {"messages": pyarrow.array([[]] * 9, talk)},
+        "openai too": {"messages": pyarrow.nulls(9, talk)},
+    }
+    told = []
+    for name, given in columns.items():
+        table = pyarrow.table(given | empty)
+        if ending == ".parquet":
+            parquet.write_table(table, file)
+        else:
+            with pyarrow.ipc.new_file(file, table.schema) as opened:
+                opened.write_table(table)
+        source = Source("rows", (file,), format=name.split()[0])
+        told.append(looked(scan_table, source, Chat))
+        assert told[-1] == by_reader(source, Chat)
+    assert [text and text.partition(": ")[2] for text in told] == [
+        None, "output must be text; got None.", "messages is empty: it has no messages.", "messages must be a list of messages; got None.",
+    ]  # fmt: skip
 
 
 def test_tables_of_other_types_are_left_to_the_reader(tmp_path):
