@@ -141,7 +141,10 @@ class Rows:
             while line := file.readline(LONGEST):
                 parts.append(line)
                 within ^= line.count(b'"') % 2 == 1
-                if not within or file.tell() > begin + STRETCH + LONGEST:  # what is cut off is no row, and left to the reader
+                if file.tell() > begin + STRETCH + LONGEST or (len(line) == LONGEST and not line.endswith(b"\n")):
+                    parts.append(b"\r")  # so that what is cut off is no row
+                    break
+                if not within:
                     break
         return b"".join(parts)
 

@@ -128,6 +128,19 @@ def test_quotes_within_a_field_are_left_to_the_reader(tmp_path):
     assert len(list(rows_of(source, Chat))) == 19
 
 
+@pytest.mark.parametrize("long", ["x" * 3000, '"' + "x" * 3000 + '"', '"' + "x\n" * 1500 + '"'])
+def test_rows_that_are_very_long_are_left_to_the_reader(tmp_path, monkeypatch, long):
+    monkeypatch.setattr(csv_scan, "STRETCH", 400)
+    file = tmp_path / "rows.csv"
+    form = Form(Source("rows", (file,), format="alpaca"), Chat)
+    for before in range(300, 400, 7):
+        file.write_text("instruction,output\n" + "x" * before + f",y\nhi,{long}\nhi,x\n")
+        assert scan_csv(file, "", 10**9, form) == 3
+        with monkeypatch.context() as patch:
+            patch.setattr(csv_scan, "LONGEST", 1000)
+            assert scan_csv(file, "", 10**9, form) is None
+
+
 def test_rows_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_scan, "STRETCH", 64)
     file = tmp_path / "rows.csv"
