@@ -1,6 +1,6 @@
 """How soon `ltune fit` tells a fault in the last of many rows: seconds from the start of the command to its exit, and what it said.
 
-    python scripts/first_fault.py [--rows 1000000] [--tries 3] [--kinds alpaca openai sharegpt]
+    python scripts/first_fault.py [--rows 1000000] [--tries 3] [--kinds alpaca openai sharegpt alpaca.csv ...]
 
 Writes made-up rows into a temporary folder (0.45 GB a million), puts one faulty row after the other at their end and calls the command.
 """

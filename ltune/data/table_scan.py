@@ -17,7 +17,7 @@ from ltune.data.usual import Question, Talk, Usual
 if TYPE_CHECKING:
     from pyarrow import Array, RecordBatch, Schema
 
-ROWS = 50_000  # looked at in one go
+ROWS = 10_000  # looked at in one go; more take longer to read
 UNUSUAL = 10_000  # rows that are looked at closely; where there are more, the look would take as long as the reader
 
 SYSTEM, USER, ASSISTANT, OTHER, BEGIN = range(5)
