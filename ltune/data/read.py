@@ -190,23 +190,37 @@ def _is_one_object(text: str) -> bool:
 
 
 def _csv(path: Path) -> Numbered:
-    csv.field_size_limit(2**31 - 1)
     with _opened(path) as file:
-        reader = csv.reader(_text_lines(path, file), strict=True)
-        line = 1
-        try:
-            header = next(reader, None)
+        yield from csv_rows(path, file)
+
+
+def csv_rows(path: Path, file: IO[bytes], header: list[str] | None = None, line: int = 1, number: int = 1) -> Numbered:
+    """(number, record) of each row.
+
+    Args:
+        path: For messages.
+        file: From the header on; where ``header`` is given, from a row on.
+        header: The columns.
+        line: Number of the first line that the file gives.
+        number: Of the first row.
+    """
+    csv.field_size_limit(2**31 - 1)
+    reader, before = csv.reader(_text_lines(path, file, line), strict=True), line - 1
+    try:
+        if header is None:
+            header = next(reader, [])
             _check_header(path, header)
-            line, number = reader.line_num + 1, 0
-            for number, fields in enumerate(filter(None, reader), 1):
-                yield number, _record(path, reader.line_num, header or [], fields)
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise UsageError(f"{path}:{line}: malformed CSV: {error}; the row begins there.") from error
+            line = before + reader.line_num + 1
+        for fields in reader:
+            if fields:
+                yield number, _record(path, before + reader.line_num, header, fields)
+                number += 1
+            line = before + reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(f"{path}:{line}: malformed CSV: {error}; the row begins there.") from error
 
 
-def _check_header(path: Path, header: list[str] | None) -> None:
-    names = header or []
+def _check_header(path: Path, names: list[str]) -> None:
     if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
         raise UsageError(f"{path}:1: the header is one column, {names[0][:80]!r}; columns are separated by commas, not {other!r}.")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -237,8 +251,8 @@ def _lines(path: Path) -> Numbered:
         yield from enumerate(lines, 2)
 
 
-def _text_lines(path: Path, file: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(_unzipped(path, file), 1):
+def _text_lines(path: Path, file: IO[bytes], first: int) -> Iterator[str]:
+    for number, line in enumerate(_unzipped(path, file), first):
         if b"\0" in line and number > 1:
             raise UsageError(f"{path}:{number}: holds a null byte, which is no text.")
         yield decoded(path, line, number)

@@ -1,7 +1,8 @@
 """A quick look at the files of rows, before anything heavy is imported: the first row that is no JSON or no row is told at once.
 
-What is quick passes over what is sound (``lines.py``, ``array_scan.py``). What it does not pass is handed to the reader itself and to
-``to_row``, which have the last word and all the words; so the look refuses nothing that they take, and they read all of it again later.
+What is quick passes over what is sound (``lines.py``, ``array_scan.py``, ``csv_scan.py``, ``table_scan.py``). What it does not pass is
+handed to the reader itself and to ``to_row``, which have the last word and all the words; so the look refuses nothing that they take, and
+they read all of it again later.
 """
 
 import sys
@@ -12,15 +13,17 @@ from pathlib import Path
 
 from ltune.data.array_scan import scan_array
 from ltune.data.contents import identity, note_sound, was_sound
+from ltune.data.csv_scan import scan_csv
 from ltune.data.formats import settled
 from ltune.data.lines import Form, Lines
 from ltune.data.read import LINES, first_rows, place_prefixes, read, read_file
 from ltune.data.rows import Row
 from ltune.data.side_by_side import in_order
 from ltune.data.sources import Source
+from ltune.data.table_scan import scan_table
 
 MOST = 2 << 30  # bytes, of all files; a look at more takes longer than it is worth, and is left to the reader
-LONG = 0.3  # seconds for each file of a kind that has no quick way
+LONG = 0.3  # seconds for each file for which there is no quick way
 
 
 def scan(sources: list[tuple[Source, int | None]], memory: str | Path, rows: type[Row] | None = None) -> None:
@@ -78,8 +81,12 @@ def _scan_file(path: Path, prefix: str, wanted: int, form: Form | None) -> int |
         return _scan_lines(path, prefix, wanted, form)
     if path.suffix == ".json" and (seen := scan_array(path, prefix, wanted, form)) is not None:
         return seen
-    if form is not None:
-        _look_for_a_moment(path, prefix, wanted, form)
+    if form is None:
+        return None
+    look = {".csv": scan_csv, ".parquet": scan_table, ".arrow": scan_table}.get(path.suffix)
+    if look is not None and (seen := look(path, prefix, wanted, form)) is not None:
+        return seen
+    _look_for_a_moment(path, prefix, wanted, form)
     return None
 
 
@@ -96,7 +103,7 @@ def _scan_lines(path: Path, prefix: str, wanted: int, form: Form | None) -> int:
 
 
 def _look_for_a_moment(path: Path, prefix: str, wanted: int, form: Form) -> None:
-    """csv, parquet and the like: some ten thousand rows."""
+    """At some ten thousand rows."""
     end = time.monotonic() + LONG
     for place, record in islice(read_file(path, prefix=prefix), wanted):
         form.check(place, record)
