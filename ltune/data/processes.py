@@ -15,6 +15,7 @@ from ltune.data.chunks import Chunk, Made, Part, chunks_of, encode_chunk, refuse
 from ltune.data.encode import Encoder
 from ltune.data.read import BadRows
 from ltune.data.rows import Row
+from ltune.data.side_by_side import cores
 from ltune.errors import ResourceError
 
 FEW = 40  # chunks; up to so many, starting processes takes longer than it saves
@@ -36,7 +37,7 @@ def encode_rows(parts: list[Part], rows: type[Row], encoder: Encoder, processes:
     if head and bad_rows == "error":
         refuse_bad_rows(parts, rows)
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if len(head) == FEW else 1
+        processes = cores() if len(head) == FEW else 1
     if processes <= 1:
         for chunk in chain(head, chunks):
             yield encode_chunk(chunk, rows, encoder, bad_rows)

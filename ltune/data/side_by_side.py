@@ -16,15 +16,12 @@ MOST = 4  # processes; more would wait for the disk
 
 
 def in_order(function: Callable[[T], R], things: Sequence[T]) -> Generator[R, None, None]:
-    """function(thing) of each, in order. This process does its share; it is to be closed, where not all results are asked for.
-
-    Where torch is loaded, whose threads a forked process would miss, this process does it all.
-    """
-    turns = 1 if "torch" in sys.modules else min(MOST, len(os.sched_getaffinity(0)), max(1, len(things) // 4))
-    fork = multiprocessing.get_context("fork")
+    """function(thing) of each, in order. This process does its share; it is to be closed, where not all results are asked for."""
+    turns = min(_processes(), max(1, len(things) // 4))
     helpers = []
     try:
         for turn in range(1, turns):
+            fork = multiprocessing.get_context("fork")
             receive, send = fork.Pipe(duplex=False)
             helper = fork.Process(target=_help, args=(receive, send, function, things[turn::turns]), daemon=True)
             helper.start()
@@ -38,6 +35,16 @@ def in_order(function: Callable[[T], R], things: Sequence[T]) -> Generator[R, No
             helper.kill()
             helper.join()
             receive.close()
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _processes() -> int:
+    """One where torch is loaded, whose threads a forked process would miss, and where forking is not safe or not there: beside Linux."""
+    return 1 if "torch" in sys.modules or sys.platform != "linux" else min(MOST, cores())
 
 
 def _received(receive: Connection, function: Callable[[T], R], thing: T) -> R:

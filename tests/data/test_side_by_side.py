@@ -7,6 +7,9 @@ CODE = """
 import os, sys, time
 from ltune.data import side_by_side
 os.sched_getaffinity = lambda _: {0, 1, 2}
+if "mac" in sys.argv:
+    sys.platform = "darwin"
+    del os.sched_getaffinity
 this = os.getpid()
 
 def work(number):
@@ -43,3 +46,7 @@ def test_what_a_helper_that_died_has_not_done_is_done_here():
 
 def test_helpers_end_with_who_asked():
     assert run("stop") == "True 4 2"
+
+
+def test_where_forking_is_not_safe_this_process_does_it_all():
+    assert run("mac") == "True 30 30"
