@@ -8,20 +8,8 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import tl, triton
-from ltune.models.fast.short_attention import (
-    ALL,
-    KEYS,
-    LOG2E,
-    Lent,
-    Sizes,
-    grid,
-    load,
-    place_of,
-    queries_of,
-    shape_of,
-    store,
-    weights,
-)
+from ltune.models.fast.short_attention import ALL, KEYS, LOG2E, Lent, Sizes, gradients_of_keys, grid, shape_of
+from ltune.models.fast.tiles import load, place_of, store
 
 FEW = (Sizes(128, 16, 4, 2), Sizes(64, 16, 4, 1))  # where rows borrow no more than 16 tokens each, such as a template's first
 TOGETHER = 16  # borrowers whose sums are added up at once
@@ -68,7 +56,6 @@ def _borrowed_keys(
     scale, scale2, window,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    TILE: tl.constexpr = PACKED // PADDED
     row, before, count, first = place_of(borrowed, rows, KEYS)
     if first >= count:
         return
@@ -79,20 +66,10 @@ def _borrowed_keys(
     values = load(v + lender * stride_v, key, key * 0 + key_head, stride_v, key < count, DIM, WIDTH)
     begin = tl.load(starts + row).to(tl.int64)
     length = tl.load(starts + row + 1) - begin.to(tl.int32)
-    dk = tl.zeros((KEYS, WIDTH), tl.float32)
-    dv = tl.zeros((KEYS, WIDTH), tl.float32)
-    for block in range(0, tl.minimum(first + KEYS + window - 1 - count, length), TILE):
-        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
-        queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
-        upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
-        at = begin + head.to(tl.int64) * tokens + token
-        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
-        inner = tl.load(delta + at, mask=known, other=0.0)
-        seen = (key < count)[:, None] & (token[None, :] + count - key[:, None] < window)
-        p = weights(keys, queries, seen, scale2, norm[None, :])
-        dv = tl.dot(p.to(upstream.dtype), upstream, dv)
-        ds = p * (tl.dot(values, tl.trans(upstream)) - inner[None, :])
-        dk = tl.dot(ds.to(queries.dtype), queries, dk)
+    dk, dv = gradients_of_keys(
+        do, q, lse, delta, keys, values, key, begin, length, 0, tl.minimum(first + KEYS + window - 1 - count, length), count, key_head,
+        stride_q, stride_o, tokens, window, scale2, GROUP, PADDED, PACKED, KEYS, DIM, WIDTH,
+    )  # fmt: skip
     store(of_keys + before * stride_of, dk * scale, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
     store(of_values + before * stride_of, dv, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
 

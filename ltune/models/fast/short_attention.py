@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import tl, triton
+from ltune.models.fast.tiles import load, place_of, queries_of, store
 
 
 class Lent(NamedTuple):
@@ -129,62 +130,78 @@ def _up(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-# -- places ---------------------------------------------------------------------------------------------------------------------------
+# -- over a row -----------------------------------------------------------------------------------------------------------------------
+# offset: how many tokens stand before the queries' own row, as they see it; the keys are a row's own (0) or the lent ones.
 
 
 @triton.jit
-def place_of(starts, rows, TILE: tl.constexpr):
-    """Its row; where this begins, its tokens, and where in it the program's tile begins: not before its end if nothing is to do.
-
-    Row i has the tiles from starts[i] // TILE + i on up to the next row's, which are as many as it needs or one more.
-    """
-    tile = tl.program_id(0)
-    row = -1
-    for first in range(0, rows, 64):
-        some = first + tl.arange(0, 64)
-        begins = tl.load(starts + some, mask=some < rows, other=0) // TILE + some
-        row += tl.sum(((some < rows) & (begins <= tile)).to(tl.int32), 0)
-    begin = tl.load(starts + row)
-    length = tl.load(starts + row + 1) - begin
-    return row, begin.to(tl.int64), length, (tile - begin // TILE - row) * TILE
-
-
-@triton.jit
-def queries_of(first, length, head, GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr):
-    """Of each packed query: its token in the row, its head, and whether there is such a one."""
-    index = tl.arange(0, PACKED)
-    token, member = first + index // PADDED, index % PADDED
-    return token, head * GROUP + member, (token < length) & (member < GROUP)
+def _outputs(
+    queries, token, k, v, key_head, stride_k, stride_v, begin, end, limit, offset, window, scale2, top, total, out, LENT: tl.constexpr,
+    KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The highest scores so far, the sums of p and of p v, with the keys from ``begin`` to before ``end``."""
+    for block in range(begin // KEYS * KEYS, end, KEYS):
+        key = block + tl.arange(0, KEYS)
+        keys = load(k, key, key * 0 + key_head, stride_k, key < limit, DIM, WIDTH)
+        s = tl.where(_seen(token, key, limit, offset, window, LENT), tl.dot(queries, tl.trans(keys)) * scale2, -1e30)
+        higher = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - higher[:, None])
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(p, 1)
+        values = load(v, key, key * 0 + key_head, stride_v, key < limit, DIM, WIDTH)
+        out = tl.dot(p.to(values.dtype), values, out * shrink[:, None])
+        top = higher
+    return top, total, out
 
 
 @triton.jit
-def load(x, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """(tokens, WIDTH) of x (T, heads, DIM), zeros where there is none."""
-    column = tl.arange(0, WIDTH)
-    at = token[:, None] * stride + (head * DIM)[:, None] + column[None, :]
-    return tl.load(x + at, mask=known[:, None] & (column < DIM)[None, :], other=0.0)
+def _gradient_of_queries(
+    queries, upstream, token, k, v, key_head, stride_k, stride_v, begin, end, limit, offset, window, scale2, norm, inner, gradient,
+    LENT: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """ds k, added up over the keys from ``begin`` to before ``end``."""
+    for block in range(begin // KEYS * KEYS, end, KEYS):
+        key = block + tl.arange(0, KEYS)
+        keys = load(k, key, key * 0 + key_head, stride_k, key < limit, DIM, WIDTH)
+        values = load(v, key, key * 0 + key_head, stride_v, key < limit, DIM, WIDTH)
+        s = tl.dot(queries, tl.trans(keys)) * scale2 - norm[:, None]
+        p = tl.exp2(tl.where(_seen(token, key, limit, offset, window, LENT), s, -1e30))
+        ds = p * (tl.dot(upstream, tl.trans(values)) - inner[:, None])
+        gradient = tl.dot(ds.to(keys.dtype), keys, gradient)
+    return gradient
 
 
 @triton.jit
-def store(x, value, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    column = tl.arange(0, WIDTH)
-    at = token[:, None] * stride + (head * DIM)[:, None] + column[None, :]
-    tl.store(x + at, value.to(x.dtype.element_ty), mask=known[:, None] & (column < DIM)[None, :])
+def _seen(token, key, limit, offset, window, LENT: tl.constexpr):
+    back = token[:, None] + offset - key[None, :]  # how far back a key lies
+    seen = (back >= 0) & (back < window)
+    if LENT:  # beyond a row's own end lie only keys after all its queries
+        seen = seen & (key < limit)[None, :]
+    return seen
 
 
 @triton.jit
-def _higher(queries, keys, seen, scale2, top):
-    """The highest scores so far, what sums over earlier keys shrink by, and p of these keys."""
-    s = tl.where(seen, tl.dot(queries, tl.trans(keys)) * scale2, -1e30)
-    higher = tl.maximum(top, tl.max(s, 1))
-    return higher, tl.exp2(top - higher), tl.exp2(s - higher[:, None])
-
-
-@triton.jit
-def weights(queries, keys, seen, scale2, norm):
-    """p (queries, keys), or of both the other way round; norm is lse in base 2, spread along the keys."""
-    s = tl.dot(queries, tl.trans(keys)) * scale2 - norm
-    return tl.exp2(tl.where(seen, s, -1e30))
+def gradients_of_keys(
+    do, q, lse, delta, keys, values, key, begin, length, first, end, offset, key_head, stride_q, stride_o, tokens, window, scale2,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """ds^T q and p^T do, added up over the row's queries from ``first`` to before ``end``."""
+    of_keys = tl.zeros((KEYS, WIDTH), tl.float32)
+    of_values = tl.zeros((KEYS, WIDTH), tl.float32)
+    for block in range(first, end, PACKED // PADDED):
+        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
+        queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
+        upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
+        at = begin + head.to(tl.int64) * tokens + token
+        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
+        inner = tl.load(delta + at, mask=known, other=0.0)
+        back = token[None, :] + offset - key[:, None]
+        s = tl.dot(keys, tl.trans(queries)) * scale2 - norm[None, :]
+        p = tl.exp2(tl.where((back >= 0) & (back < window), s, -1e30))
+        of_values = tl.dot(p.to(upstream.dtype), upstream, of_values)
+        ds = p * (tl.dot(values, tl.trans(upstream)) - inner[None, :])
+        of_keys = tl.dot(ds.to(queries.dtype), queries, of_keys)
+    return of_keys, of_values
 
 
 # -- kernels --------------------------------------------------------------------------------------------------------------------------
@@ -209,26 +226,15 @@ def _forward(
     if LENT:
         lender = tl.load(lenders + row).to(tl.int64)
         count = tl.load(borrowed + row + 1) - tl.load(borrowed + row)
-        for block in range(tl.maximum(first + count - window + 1, 0) // KEYS * KEYS, count, KEYS):
-            key = block + tl.arange(0, KEYS)
-            keys = load(k + lender * stride_k, key, key * 0 + key_head, stride_k, key < count, DIM, WIDTH)
-            seen = (key < count)[None, :] & (token[:, None] + count - key[None, :] < window)
-            higher, shrink, p = _higher(queries, keys, seen, scale2, top)
-            total = total * shrink + tl.sum(p, 1)
-            values = load(v + lender * stride_v, key, key * 0 + key_head, stride_v, key < count, DIM, WIDTH)
-            out = tl.dot(p.to(values.dtype), values, out * shrink[:, None])
-            top = higher
-    k += begin * stride_k
-    v += begin * stride_v
-    for block in range(tl.maximum(first - window + 1, 0) // KEYS * KEYS, tl.minimum(first + TILE, length), KEYS):
-        key = block + tl.arange(0, KEYS)
-        keys = load(k, key, key * 0 + key_head, stride_k, key < length, DIM, WIDTH)
-        back = token[:, None] - key[None, :]  # how far back a key lies
-        higher, shrink, p = _higher(queries, keys, (back >= 0) & (back < window), scale2, top)
-        total = total * shrink + tl.sum(p, 1)
-        values = load(v, key, key * 0 + key_head, stride_v, key < length, DIM, WIDTH)
-        out = tl.dot(p.to(values.dtype), values, out * shrink[:, None])
-        top = higher
+        top, total, out = _outputs(
+            queries, token, k + lender * stride_k, v + lender * stride_v, key_head, stride_k, stride_v,
+            tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, top, total, out, True, KEYS, DIM, WIDTH,
+        )  # fmt: skip
+    top, total, out = _outputs(
+        queries, token, k + begin * stride_k, v + begin * stride_v, key_head, stride_k, stride_v,
+        tl.maximum(first - window + 1, 0), tl.minimum(first + TILE, length), length, 0, window, scale2, top, total, out, False,
+        KEYS, DIM, WIDTH,
+    )  # fmt: skip
     store(o + begin * stride_o, out / total[:, None], token, head, stride_o, known, DIM, WIDTH)
     tl.store(lse + begin + head.to(tl.int64) * tokens + token, (top + tl.log2(total)) * 0.6931471805599453, mask=known)
 
@@ -256,24 +262,15 @@ def _backward_queries(
     if LENT:
         lender = tl.load(lenders + row).to(tl.int64)
         count = tl.load(borrowed + row + 1) - tl.load(borrowed + row)
-        for block in range(tl.maximum(first + count - window + 1, 0) // KEYS * KEYS, count, KEYS):
-            key = block + tl.arange(0, KEYS)
-            keys = load(k + lender * stride_k, key, key * 0 + key_head, stride_k, key < count, DIM, WIDTH)
-            values = load(v + lender * stride_v, key, key * 0 + key_head, stride_v, key < count, DIM, WIDTH)
-            seen = (key < count)[None, :] & (token[:, None] + count - key[None, :] < window)
-            p = weights(queries, keys, seen, scale2, norm[:, None])
-            ds = p * (tl.dot(upstream, tl.trans(values)) - inner[:, None])
-            gradient = tl.dot(ds.to(keys.dtype), keys, gradient)
-    k += begin * stride_k
-    v += begin * stride_v
-    for block in range(tl.maximum(first - window + 1, 0) // KEYS * KEYS, tl.minimum(first + TILE, length), KEYS):
-        key = block + tl.arange(0, KEYS)
-        keys = load(k, key, key * 0 + key_head, stride_k, key < length, DIM, WIDTH)
-        values = load(v, key, key * 0 + key_head, stride_v, key < length, DIM, WIDTH)
-        back = token[:, None] - key[None, :]
-        p = weights(queries, keys, (back >= 0) & (back < window), scale2, norm[:, None])
-        ds = p * (tl.dot(upstream, tl.trans(values)) - inner[:, None])
-        gradient = tl.dot(ds.to(keys.dtype), keys, gradient)
+        gradient = _gradient_of_queries(
+            queries, upstream, token, k + lender * stride_k, v + lender * stride_v, key_head, stride_k, stride_v,
+            tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, norm, inner, gradient, True, KEYS, DIM, WIDTH,
+        )  # fmt: skip
+    gradient = _gradient_of_queries(
+        queries, upstream, token, k + begin * stride_k, v + begin * stride_v, key_head, stride_k, stride_v,
+        tl.maximum(first - window + 1, 0), tl.minimum(first + TILE, length), length, 0, window, scale2, norm, inner, gradient, False,
+        KEYS, DIM, WIDTH,
+    )  # fmt: skip
     store(dq + begin * stride_o, gradient * scale, token, head, stride_o, known, DIM, WIDTH)
 
 
@@ -282,7 +279,6 @@ def _backward_keys(
     do, q, k, v, lse, delta, dk, dv, starts, stride_q, stride_k, stride_v, stride_o, stride_dk, tokens, rows, scale, scale2, window,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    TILE: tl.constexpr = PACKED // PADDED
     row, begin, length, first = place_of(starts, rows, KEYS)
     if first >= length:
         return
@@ -290,21 +286,9 @@ def _backward_keys(
     key = first + tl.arange(0, KEYS)
     keys = load(k + begin * stride_k, key, key * 0 + key_head, stride_k, key < length, DIM, WIDTH)
     values = load(v + begin * stride_v, key, key * 0 + key_head, stride_v, key < length, DIM, WIDTH)
-    q += begin * stride_q
-    do += begin * stride_o
-    of_keys = tl.zeros((KEYS, WIDTH), tl.float32)
-    of_values = tl.zeros((KEYS, WIDTH), tl.float32)
-    for block in range(first, tl.minimum(first + KEYS + window - 1, length), TILE):
-        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
-        queries = load(q, token, head, stride_q, known, DIM, WIDTH)
-        upstream = load(do, token, head, stride_o, known, DIM, WIDTH)
-        at = begin + head.to(tl.int64) * tokens + token
-        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
-        inner = tl.load(delta + at, mask=known, other=0.0)
-        back = token[None, :] - key[:, None]
-        p = weights(keys, queries, (back >= 0) & (back < window), scale2, norm[None, :])
-        of_values = tl.dot(p.to(upstream.dtype), upstream, of_values)
-        ds = p * (tl.dot(values, tl.trans(upstream)) - inner[None, :])
-        of_keys = tl.dot(ds.to(queries.dtype), queries, of_keys)
+    of_keys, of_values = gradients_of_keys(
+        do, q, lse, delta, keys, values, key, begin, length, first, tl.minimum(first + KEYS + window - 1, length), 0, key_head,
+        stride_q, stride_o, tokens, window, scale2, GROUP, PADDED, PACKED, KEYS, DIM, WIDTH,
+    )  # fmt: skip
     store(dk + begin * stride_dk, of_keys * scale, key, key * 0 + key_head, stride_dk, key < length, DIM, WIDTH)
     store(dv + begin * stride_dk, of_values, key, key * 0 + key_head, stride_dk, key < length, DIM, WIDTH)

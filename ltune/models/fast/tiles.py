@@ -1,0 +1,43 @@
+"""What attention's kernels work on: a tile of a row's tokens, and the queries that are packed into it."""
+
+from ltune.models.fast.launch import tl, triton
+
+
+@triton.jit
+def place_of(starts, rows, TILE: tl.constexpr):
+    """Its row; where this begins, its tokens, and where in it the program's tile begins: not before its end if nothing is to do.
+
+    Row i has the tiles from starts[i] // TILE + i on up to the next row's, which are as many as it needs or one more.
+    """
+    tile = tl.program_id(0)
+    row = -1
+    for first in range(0, rows, 64):
+        some = first + tl.arange(0, 64)
+        begins = tl.load(starts + some, mask=some < rows, other=0) // TILE + some
+        row += tl.sum(((some < rows) & (begins <= tile)).to(tl.int32), 0)
+    begin = tl.load(starts + row)
+    length = tl.load(starts + row + 1) - begin
+    return row, begin.to(tl.int64), length, (tile - begin // TILE - row) * TILE
+
+
+@triton.jit
+def queries_of(first, length, head, GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr):
+    """Of each packed query: its token in the row, its head, and whether there is such a one."""
+    index = tl.arange(0, PACKED)
+    token, member = first + index // PADDED, index % PADDED
+    return token, head * GROUP + member, (token < length) & (member < GROUP)
+
+
+@triton.jit
+def load(x, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """(tokens, WIDTH) of x (T, heads, DIM), zeros where there is none."""
+    column = tl.arange(0, WIDTH)
+    at = token[:, None] * stride + (head * DIM)[:, None] + column[None, :]
+    return tl.load(x + at, mask=known[:, None] & (column < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store(x, value, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
+    column = tl.arange(0, WIDTH)
+    at = token[:, None] * stride + (head * DIM)[:, None] + column[None, :]
+    tl.store(x + at, value.to(x.dtype.element_ty), mask=known[:, None] & (column < DIM)[None, :])
