@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ltune.errors import ResourceError, UsageError
+from ltune.system import is_alive, sync
 
 MANIFEST = "manifest.json"
 PACKAGES = ("ltune", "torch", "transformers", "peft", "lightning")
@@ -127,7 +128,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
-        _fsync_folder(path.parent)
+        sync(path.parent)
 
 
 def remove(folder: Path) -> None:
@@ -146,7 +147,7 @@ def sweep(folder: Path) -> None:
         return
     for path in sorted(folder.absolute().iterdir()):
         match = HIDDEN.fullmatch(path.name)
-        if match is None or path in _staged_here or _alive_elsewhere(int(match["pid"])):
+        if match is None or path in _staged_here or _lives_elsewhere(int(match["pid"])):
             continue
         if match["old"] and not (folder / match["name"]).exists():
             os.rename(path, folder.absolute() / match["name"])
@@ -199,7 +200,7 @@ def _seal(stage: Path, extra: dict[str, Any]) -> None:
     manifest |= extra
     _write_synced(stage / MANIFEST, _render(manifest).encode("utf-8"))
     for path in folders:
-        _fsync_folder(path)
+        sync(path)
 
 
 def _umask() -> int:
@@ -213,7 +214,7 @@ def _put_in_place(stage: Path, final: Path) -> None:
     if final.exists():
         os.rename(final, aside)  # killed from here to the next line: sweep puts it back
     os.rename(stage, final)
-    _fsync_folder(final.parent)
+    sync(final.parent)
     if aside.exists():
         shutil.rmtree(aside)
 
@@ -241,24 +242,8 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _alive_elsewhere(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, but alive
-        return True
-    return True
+def _lives_elsewhere(pid: int) -> bool:
+    return pid != os.getpid() and is_alive(pid)
 
 
 def _bytes_in(folder: Path) -> int:

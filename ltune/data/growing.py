@@ -1,6 +1,5 @@
 """Arrays that are written row by row, however many there will be."""
 
-import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,18 +39,3 @@ class Growing:
     def _header(self) -> None:
         shape = (self.length, self.columns) if self.columns else (self.length,)
         np.lib.format.write_array_header_1_0(self.file, {"descr": self.kind, "fortran_order": False, "shape": shape})
-
-
-def sync(folder: Path) -> None:
-    """The folder and its files reach the disk."""
-    for path in (*folder.iterdir(), folder):
-        sync_one(path)
-
-
-def sync_one(path: Path) -> None:
-    """A file or a folder reaches the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

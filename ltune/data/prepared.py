@@ -24,13 +24,14 @@ import numpy as np
 from ltune.data.chunks import Made, Part
 from ltune.data.contents import cache_folder, content_hash, hashes_in, identity, while_unchanged
 from ltune.data.encode import Encoder
-from ltune.data.growing import Growing, sync, sync_one
+from ltune.data.growing import Growing
 from ltune.data.processes import encode_rows
 from ltune.data.read import BadRows, place_prefixes
 from ltune.data.report import Tally, data_report, write_report
 from ltune.data.rows import Row, Sequence
 from ltune.data.sources import Dataset, resolve
 from ltune.errors import ResourceError, UsageError
+from ltune.system import is_alive, sync, sync_all
 
 FORMAT = 6  # of what is stored; to be raised when the same settings give other contents
 STAGE = re.compile(r"\.(\d+)@(.+)\.[^.]+")
@@ -205,18 +206,8 @@ def _sweep(cache: Path) -> None:
     """Remove what processes of this machine that are no more left half-written."""
     for folder in cache.glob(".*"):
         match = STAGE.fullmatch(folder.name)
-        if match and match.group(2) == socket.gethostname() and not _alive(int(match.group(1))):
+        if match and match.group(2) == socket.gethostname() and not is_alive(int(match.group(1))):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # -- building -------------------------------------------------------------------------------------------------------------------------
@@ -226,14 +217,14 @@ def _build(target: Path, parts: list[Part], files: list[dict], chunks: Iterator[
     stage = Path(tempfile.mkdtemp(prefix=f".{os.getpid()}@{socket.gethostname()}.", dir=target.parent))
     try:
         _write(stage, parts, files, chunks, per_row)
-        sync(stage)
+        sync_all(stage)
         try:
             os.rename(stage, target)
         except OSError:
             if not target.exists():
                 raise
             return  # another process was faster, with the same contents
-        sync_one(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # gone already where it was renamed
 
