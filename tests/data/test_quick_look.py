@@ -10,8 +10,8 @@ from ltune.data import lines, scan
 from ltune.data.formats import rows_of
 from ltune.data.rows import Chat, Mismatched, Pair, Prompt, Rated, Row, Text
 from ltune.data.sources import Source, resolve
-from ltune.errors import UsageError
 from tests.data.test_broken_files import FILES, FINE
+from tests.data.told import said
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +20,6 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(lines, "STRETCH", 4000)
     monkeypatch.setattr(lines, "FIRST", 20)
     monkeypatch.setattr("ltune.data.read.BLOCK", 1500)
-
-
-def said(call) -> str | None:
-    try:
-        call()
-    except UsageError as error:
-        return str(error)
-    return None
 
 
 def by_look(source: Source, rows: type[Row], folder: Path) -> str | None:

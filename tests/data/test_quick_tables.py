@@ -17,7 +17,7 @@ from ltune.data.lines import Form
 from ltune.data.rows import Chat, Pair, Prompt, Rated, Row, Text
 from ltune.data.sources import Source
 from ltune.data.table_scan import scan_table
-from ltune.errors import UsageError
+from tests.data.told import said
 
 TEXTS = ["hi", 'Räume "auf"', "one\ntwo\r\n, three", "", "a, b", '"', "x" * 90, "😀"]
 SEPARATE = {  # a format whose rows are columns of text: what they are read as, the columns, and those that are never empty
@@ -30,14 +30,6 @@ SEPARATE = {  # a format whose rows are columns of text: what they are read as, 
     "completion of prompts": (Prompt, ["prompt", "answer"], {"prompt"}),
 }
 EMPTY = ("images", "history")
-
-
-def said(call) -> str | None:
-    try:
-        call()
-    except UsageError as error:
-        return str(error)
-    return None
 
 
 def looked(look, source: Source, rows: type[Row]) -> str | None:

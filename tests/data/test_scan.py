@@ -10,18 +10,9 @@ import pytest
 from ltune.data import array_scan, contents, scan
 from ltune.data.read import read
 from ltune.data.sources import Source
-from ltune.errors import UsageError
+from tests.data.told import said
 
 ROW = b'{"instruction": "say it", "output": "it"}'
-
-
-def said(call) -> str | None:
-    """What it refuses, if it does."""
-    try:
-        call()
-    except UsageError as error:
-        return str(error)
-    return None
 
 
 def by_scan(*files: Path, limit: int | None = None, **options) -> str | None:
