@@ -80,6 +80,9 @@ def test_it_trains_and_goes_on_exactly_from_within_a_rollout(name, layout, fit, 
     assert all(None not in line.values() for line in lines)
     told = [json.loads(line) for line in Path("whole/rollouts.jsonl").read_text().splitlines()]
     assert [line["step"] for line in told] == [step for step in (1, 3) for _ in range(4 * OBJECTIVES[name]["answers"])]
+    trained = 4 * OBJECTIVES[name]["answers"] / OBJECTIVES[name].get("mini_batches", 1)  # answers a step, not the prompts that were read
+    for line in lines:
+        assert line["train/samples_per_second"] * line["train/step_seconds"] == pytest.approx(trained)
     first = [line["reward"] for line in told if line["step"] == 1]
     assert lines[0]["train/reward"] == pytest.approx(sum(first) / len(first), abs=1e-5)
     for line in told:

@@ -3,15 +3,12 @@
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.callbacks.when import at_log_step, on_the_host, stepped
-
-if TYPE_CHECKING:
-    from ltune.data.collate import Batch
 
 
 class Throughput(Callback):
@@ -37,9 +34,10 @@ class Throughput(Callback):
         """Go on where the clock was stopped."""
         self._started += time.perf_counter() - self._paused
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: "Batch", batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         """Count the step; the device is only waited for when logging."""
-        trained = getattr(pl_module, "collected", None) or batch  # of some objectives, others than those read
+        steps: Any = pl_module.steps
+        trained = steps.collected  # of some objectives, others than those read
         self._tokens += trained.tokens
         self._samples += len(trained.rows)
         self._steps += stepped(trainer)

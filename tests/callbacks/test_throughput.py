@@ -1,5 +1,6 @@
 import math
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,10 @@ class Slow(LightningModule):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 1)
+        self.steps = Namespace()
 
     def training_step(self, batch, _):
+        self.steps.collected = batch
         time.sleep(STEP)
         return self.layer(batch.values).mean()
 
