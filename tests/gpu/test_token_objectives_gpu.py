@@ -1,5 +1,6 @@
 """Methods whose loss is one per token on a GPU: the smoothing kernel, and each method's run the quick way and the plain way."""
 
+import numpy
 import pytest
 import torch
 
@@ -33,13 +34,15 @@ def test_the_smoothing_kernel(dtype, smoothing):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_of_12_steps_is_the_plain_ways_to_rounding(ltune, tmp_path, metrics, rows, method):
-    shared = ["--data.datasets=[rows.jsonl]", "--trainer.precision=bf16-true", "--trainer.max_steps=12", "--trainer.max_epochs=20"]
-    shared += ["--trainer.log_every_n_steps=1", "--model.optimizer.lr=1e-3", "--trainer.devices=1"]
+def test_a_run_of_12_steps_is_as_near_to_float32_as_the_plain_way(ltune, tmp_path, metrics, rows, method):
+    shared = ["--data.datasets=[rows.jsonl]", "--trainer.max_steps=12", "--trainer.max_epochs=20", "--trainer.devices=1"]
+    shared += ["--trainer.log_every_n_steps=1", "--model.optimizer.lr=1e-3"]
     losses = {}
-    for name, way in (("quick", "true"), ("plain", "false")):
-        done = ltune("fit", "--run", name, "--model.fast", way, *shared, *METHODS[method])
+    for name, fast, precision in (("quick", "true", "bf16-true"), ("plain", "false", "bf16-true"), ("exact", "false", "32-true")):
+        done = ltune("fit", "--run", name, "--model.fast", fast, "--trainer.precision", precision, *shared, *METHODS[method])
         assert done.returncode == 0, done.stderr
-        assert ("memory: " in done.stderr) is (way == "true")
-        losses[name] = [line["train/loss"] for line in metrics(tmp_path / name) if "train/loss" in line]
-    assert losses["quick"] == pytest.approx(losses["plain"], abs=0.03)
+        assert ("memory: " in done.stderr) is (fast == "true")
+        losses[name] = numpy.array([line["train/loss"] for line in metrics(tmp_path / name) if "train/loss" in line])
+    plain, quick = (abs(losses[name] - losses["exact"]) for name in ("plain", "quick"))
+    print(method, "plain", plain.round(4), "quick", quick.round(4))
+    assert quick.max() <= max(0.03, 1.5 * plain.max())

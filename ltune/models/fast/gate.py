@@ -13,13 +13,13 @@ BLOCK = 1024
 
 
 def gated(gate_up: Tensor, gelu: bool) -> Tensor:
-    """(T, 2 F) to (T, F)."""
+    """(T, 2 F), its rows dense, to (T, F)."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     if not has_triton(gate_up):
         g, u = gate_up.float().chunk(2, -1)
         return ((functional.gelu(g, approximate="tanh") if gelu else functional.silu(g)) * u).to(gate_up.dtype)
     h = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
-    _gated[(tokens, -(-width // BLOCK))](gate_up, h, width, gelu, BLOCK, num_warps=4)
+    _gated[(tokens, -(-width // BLOCK))](gate_up, h, width, gate_up.stride(0), gelu, BLOCK, num_warps=4)
     return h
 
 
@@ -32,12 +32,12 @@ def gated_backward(dh: Tensor, gate_up: Tensor, gelu: bool) -> tuple[Tensor, Ten
             h = gated(leaf, gelu)
         (gradient,) = torch.autograd.grad(h, leaf, dh)
         return gradient, h.detach()
-    _gated_backward[(tokens, -(-width // BLOCK))](dh, gate_up, width, gelu, BLOCK, num_warps=4)
+    _gated_backward[(tokens, -(-width // BLOCK))](dh, gate_up, width, gate_up.stride(0), gelu, BLOCK, num_warps=4)
     return gate_up, dh
 
 
 @triton.jit
-def _activation(g, GELU: tl.constexpr):
+def activation(g, GELU: tl.constexpr):
     """act(g) and its derivative."""
     if GELU:
         inner = 0.7978845608028654 * (g + 0.044715 * g * g * g)
@@ -52,26 +52,26 @@ def _activation(g, GELU: tl.constexpr):
 
 
 @triton.jit
-def _gated(gate_up, h, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _gated(gate_up, h, width, stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
-    g = tl.load(gate_up + token * 2 * width + column, mask=mask, other=0.0).to(tl.float32)
-    u = tl.load(gate_up + token * 2 * width + width + column, mask=mask, other=0.0).to(tl.float32)
-    value, _ = _activation(g, GELU)
+    g = tl.load(gate_up + token * stride + column, mask=mask, other=0.0).to(tl.float32)
+    u = tl.load(gate_up + token * stride + width + column, mask=mask, other=0.0).to(tl.float32)
+    value, _ = activation(g, GELU)
     tl.store(h + token * width + column, (value * u).to(h.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _gated_backward(dh, gate_up, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_backward(dh, gate_up, width, stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
-    first = gate_up + token * 2 * width + column
+    first = gate_up + token * stride + column
     g = tl.load(first, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(first + width, mask=mask, other=0.0).to(tl.float32)
     d = tl.load(dh + token * width + column, mask=mask, other=0.0).to(tl.float32)
-    value, slope = _activation(g, GELU)
+    value, slope = activation(g, GELU)
     tl.store(first, (d * u * slope).to(gate_up.dtype.element_ty), mask=mask)
     tl.store(first + width, (d * value).to(gate_up.dtype.element_ty), mask=mask)
     tl.store(dh + token * width + column, (value * u).to(dh.dtype.element_ty), mask=mask)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltune.models.fast import gate_lowrank
 from ltune.models.fast.attention import Rows, attend, attend_backward
 from ltune.models.fast.filled import filled
 from ltune.models.fast.gate import gated, gated_backward
@@ -38,12 +39,12 @@ class Norm:
     eps: float
     offset: float
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return rms_norm(x, self.weight, self.eps, self.offset)
+    def forward(self, x: Tensor, room: bool = False) -> tuple[Tensor, Tensor]:
+        return rms_norm(x, self.weight, self.eps, self.offset, room)
 
-    def backward(self, dy: Tensor, x: Tensor, r: Tensor, add: Tensor | None = None) -> tuple[Tensor, Gradients]:
+    def backward(self, dy: Tensor, x: Tensor, r: Tensor, add: Tensor | None = None, room: bool = False) -> tuple[Tensor, Gradients]:
         """dx (plus ``add``), and the weight's gradient if it is trained."""
-        dx, dweight = rms_norm_backward(dy, x, r, self.weight, self.offset, add, self.weight.requires_grad)
+        dx, dweight = rms_norm_backward(dy, x, r, self.weight, self.offset, add, self.weight.requires_grad, room)
         return dx, [] if dweight is None else [dweight.to(self.weight.dtype)]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -85,7 +86,7 @@ class AttentionHalf:
 
     def inner(self, x: Tensor, context: Context) -> dict[str, Any]:
         """From the input to attention's own input."""
-        n, r = self.norm.forward(x)
+        n, r = self.norm.forward(x, self.qkv.joined)
         qkv, z = self.qkv.forward(n, self.qkv.weight())
         found: dict[str, Any] = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
         heads = qkv.view(len(x), -1, self.width)
@@ -130,12 +131,12 @@ class AttentionHalf:
         do, dy = _spread(do, at, len(x)), _spread(dy, at, len(x))
         heads = (len(x), self.heads, self.width)
         dq, dk, dv = attend_backward(do.view(heads), *self._split(found), found["attended"], context.rows, self.scale, self.window)
-        dqkv = gather_rotated_back(dq, dk, dv, *context.rotary[self.kind])
+        dqkv = gather_rotated_back(dq, dk, dv, *context.rotary[self.kind], self.qkv.joined)
         inside: Gradients = []
         if self.q_norm and self.k_norm:
             inside = self._norms_backward(dqkv, found)
         dn, of_qkv = self.qkv.backward(dqkv, found["n"], found["z"], self.qkv.weight(), need_dx or self.norm.weight.requires_grad)
-        dx, first = (None, []) if dn is None else self.norm.backward(dn, x, found["r"], add=dy)
+        dx, first = (None, []) if dn is None else self.norm.backward(dn, x, found["r"], dy, self.qkv.joined)
         return dx, [*of_qkv, *of_out, *first, *inside, *after]
 
     def _norms_backward(self, dqkv: Tensor, found: dict[str, Any]) -> Gradients:
@@ -169,7 +170,7 @@ class FeedForwardHalf:
 
     def inner(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
         """From the input to gate and up."""
-        n, r = self.norm.forward(x)
+        n, r = self.norm.forward(x, self.gate_up.joined)
         gate_up, z = self.gate_up.forward(n, weight)
         return {"n": n, "r": r, "z": z, "gate_up": gate_up}
 
@@ -190,16 +191,22 @@ class FeedForwardHalf:
         after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
-        # dh first; h, which down's gradients want, comes out of the gate's backward
-        dz = self.down.low.up_backward(d)
+        dz, db = self.down.low.backward(d, found["z_down"])
         dh = self.down.input_backward(d, dz, weights[1])
-        dgate_up, h = gated_backward(dh, found.pop("gate_up"), self.gelu)
-        of_down = self.down.gradients(d, h, found["z_down"], dz)
-        del dh, h
+        dgate_up, of_down = self._gate_backward(dh, found.pop("gate_up"), d, dz, db)
+        del dh
         dn, of_gate_up = self.gate_up.backward(dgate_up, found["n"], found["z"], weights[0])
         assert dn is not None
-        dx, first = self.norm.backward(dn, x, found["r"], add=dy)
+        dx, first = self.norm.backward(dn, x, found["r"], dy, self.gate_up.joined)
         return dx, [*of_gate_up, *of_down, *first, *after]
+
+    def _gate_backward(self, dh: Tensor, gate_up: Tensor, d: Tensor, dz: Tensor | None, db: Tensor | None) -> tuple[Tensor, Gradients]:
+        """The gradient of gate_up, and those of down's parameters, which want h; uses up dh and gate_up."""
+        if dz is not None and gate_lowrank.serves(dh, self.down.low.ranks) and not self.down.trains_weights:
+            dgate_up, da = gate_lowrank.gated_backward_low_rank(dh, gate_up, self.gelu, dz)
+            return dgate_up, self.down.gradients(d, None, dz, db, da)
+        dgate_up, h = gated_backward(dh, gate_up, self.gelu)
+        return dgate_up, self.down.gradients(d, h, dz, db)
 
 
 def _chosen(x: Tensor, at: Tensor | None) -> Tensor:

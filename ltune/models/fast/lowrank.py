@@ -1,6 +1,7 @@
 """The low-rank parts of projections in the dtype of the products, copied from the trained float32 values after each optimizer step.
 
-Projections of the same shape, as all layers have them, share one tensor, so that a few copies serve a model of any depth.
+Projections of the same shape, as all layers have them, share one tensor, so that a few copies serve a model of any depth. Where
+dequantized weights are held, A and B lie beside them (joined.py).
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ltune.models.fast import lowrank_backward
+from ltune.models.fast.joined import Joined
 from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.room import ROOM, has_room, room
 
 if TYPE_CHECKING:
     from ltune.models.fast.projection import Projection
@@ -25,6 +29,7 @@ class LowRank:
     b: Tensor  # (out, R), block-diagonal
     scaled_a: Tensor
     scaled_b: Tensor
+    joined: Joined | None = None  # with the weights, whose tensor A is part of, and a copy of B
     left_out: bool = False  # for the time being; never in a pass that has a backward
 
     @classmethod
@@ -40,13 +45,33 @@ class LowRank:
         """R, of all layers together."""
         return self.a.shape[0]
 
-    def down(self, x: Tensor) -> Tensor | None:
-        """z (T, R) of x (T, in)."""
-        return torch.mm(x, self.scaled_a.mT) if self.ranks and not self.left_out else None
+    def joining(self, x: Tensor) -> Joined | None:
+        """The weights with which the product of x (T, in), or of dy (T, out), is computed too: there is room behind it for z, or dz."""
+        return self.joined if has_room(x) else None
 
-    def up_backward(self, dy: Tensor) -> Tensor | None:
-        """dz (T, R) of dy (T, out)."""
-        return torch.mm(dy, self.scaled_b) if self.ranks else None
+    def down(self, x: Tensor) -> Tensor | None:
+        """z (T, R) of x (T, in), in its room where they join."""
+        joined = self.joining(x)
+        if not self.ranks:
+            return None
+        if self.left_out:
+            if joined:
+                room(x).zero_()
+            return None
+        return joined.down(x)[:, : self.ranks] if joined else torch.mm(x, self.scaled_a.mT)
+
+    def backward(self, dy: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """dz (T, R) of dy (T, out), in its room where they join; and dB (out, R) float32."""
+        if z is None:
+            return None, None
+        joined = self.joining(dy)
+        if lowrank_backward.serves(dy, self.ranks):
+            dz = room(dy) if joined else dy.new_empty(len(dy), self.ranks)
+            db = lowrank_backward.low_rank_backward(dy, z, self.scaled_b, dz)
+        else:
+            dz = joined.down_backward(dy) if joined else torch.mm(dy, self.scaled_b)
+            db = summed_product(dy.mT, z)
+        return dz[:, : self.ranks], db
 
     def up(self, z: Tensor, add: Tensor | None) -> Tensor:
         """z B^T (T, out), plus ``add``."""
@@ -55,8 +80,18 @@ class LowRank:
             return y if add is None else y.add_(add)
         y = torch.empty_like(add)
         ranks = max(16, 1 << (self.ranks - 1).bit_length())
-        _up[(-(-len(z) // 16), -(-add.shape[1] // 256))](z, self.b, add, y, len(z), add.shape[1], self.ranks, ranks, 16, 256, num_warps=4)
+        tokens, columns = 32, 128  # the quickest of twelve on an H200
+        _up[(-(-len(z) // tokens), -(-add.shape[1] // columns))](
+            z, self.b, add, y, len(z), add.shape[1], z.stride(0), self.ranks, ranks, tokens, columns, num_warps=8
+        )
         return y
+
+
+def summed_product(left: Tensor, right: Tensor) -> Tensor:
+    """In float32, which gradients are summed in."""
+    if left.is_cuda and left.dtype is not torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
 
 
 @dataclass(frozen=True)
@@ -64,41 +99,76 @@ class Copy:
     """Trained values of many layers, and where they go."""
 
     masters: list[Tensor]
-    plain: Tensor  # (layers, ...)
+    plain: list[Tensor]  # (layers, ...) each
     scaled: Tensor
     scale: float
 
 
-def share_storage(projections: list["Projection"], dtype: torch.dtype) -> list[Copy]:
-    """Give projections of the same shape their places in common tensors; the copies that fill these."""
+def share_storage(projections: list["Projection"], dtype: torch.dtype, joined: bool = False) -> list[Copy]:
+    """Give projections of the same shape their places in common tensors; the copies that fill these.
+
+    Args:
+        projections: Of all layers.
+        dtype: Of the products.
+        joined: Whether quantized weights will be held, and there is to be a place for them beside their low-rank parts.
+    """
     alike: dict[tuple, list[Projection]] = {}
     for projection in projections:
         ranks = tuple((part[0].shape[0], part[2]) if part else None for part in projection.low_rank)
         if any(ranks):
-            key = (tuple(projection.sizes), projection.bases[0].in_features, ranks, projection.bases[0].weight.device)
+            key = (tuple(projection.sizes), projection.bases[0].in_features, ranks, projection.quantized, projection.bases[0].weight.device)
             alike.setdefault(key, []).append(projection)
-    return [copy for group in alike.values() for copy in _stacked(group, dtype)]
+    return [copy for group in alike.values() for copy in _stacked(group, dtype, joined)]
 
 
-def _stacked(group: list["Projection"], dtype: torch.dtype) -> list[Copy]:
+def _stacked(group: list["Projection"], dtype: torch.dtype, joined: bool) -> list[Copy]:
     first = group[0]
-    device, layers = first.bases[0].weight.device, len(group)
     rank = sum(part[0].shape[0] for part in first.low_rank if part)
-    a, scaled_a = torch.zeros(2, layers, rank, first.bases[0].in_features, dtype=dtype, device=device)
-    b, scaled_b = torch.zeros(2, layers, sum(first.sizes), rank, dtype=dtype, device=device)
-    for number, projection in enumerate(group):
-        projection.low = LowRank(a[number], b[number], scaled_a[number], scaled_b[number])
+    place = _joined if joined and first.quantized and rank <= ROOM else _apart
+    a, bs, scaled_a, scaled_b = place(group, rank, dtype)
     copies: list[Copy] = []
     row = out = 0
     for index, (part, size) in enumerate(zip(first.low_rank, first.sizes, strict=True)):
         if part:
             rows, columns = slice(row, row + part[0].shape[0]), slice(out, out + size)
             parts = [projection.low_rank[index] for projection in group]
-            copies.append(Copy([one[0] for one in parts if one], a[:, rows], scaled_a[:, rows], part[2]))
-            copies.append(Copy([one[1] for one in parts if one], b[:, columns, rows], scaled_b[:, columns, rows], part[2]))
+            copies.append(Copy([one[0] for one in parts if one], [a[:, rows]], scaled_a[:, rows], part[2]))
+            places = [b[:, columns, rows] for b in bs]
+            copies.append(Copy([one[1] for one in parts if one], places, scaled_b[:, columns, rows], part[2]))
             row = rows.stop
         out += size
     return copies
+
+
+Places = tuple[Tensor, list[Tensor], Tensor, Tensor]  # A, B wherever it stands, and both scaled; each (layers, ...)
+
+
+def _apart(group: list["Projection"], rank: int, dtype: torch.dtype) -> Places:
+    layers, inputs, outputs, device = _sizes(group)
+    a, scaled_a = torch.zeros(2, layers, rank, inputs, dtype=dtype, device=device)
+    b, scaled_b = torch.zeros(2, layers, outputs, rank, dtype=dtype, device=device)
+    for number, projection in enumerate(group):
+        projection.low = LowRank(a[number], b[number], scaled_a[number], scaled_b[number])
+    return a, [b], scaled_a, scaled_b
+
+
+def _joined(group: list["Projection"], rank: int, dtype: torch.dtype) -> Places:
+    layers, inputs, outputs, device = _sizes(group)
+    both = torch.zeros(layers, outputs + ROOM, inputs + ROOM, dtype=dtype, device=device)
+    filled_a = torch.zeros(layers, ROOM, inputs, dtype=dtype, device=device)
+    filled_b = torch.zeros(layers, outputs, ROOM, dtype=dtype, device=device)
+    b = torch.zeros(layers, outputs, rank, dtype=dtype, device=device)  # dense, for sums with the residual stream
+    a, scaled_a, scaled_b = both[:, outputs : outputs + rank, :inputs], filled_a[:, :rank], filled_b[..., :rank]
+    for number, projection in enumerate(group):
+        joined = Joined(both[number], filled_a[number], filled_b[number])
+        projection.low = LowRank(a[number], b[number], scaled_a[number], scaled_b[number], joined)
+    return a, [b, both[:, :outputs, inputs : inputs + rank]], scaled_a, scaled_b
+
+
+def _sizes(group: list["Projection"]) -> tuple[int, int, int, torch.device]:
+    """Layers, inputs, outputs, and where they are."""
+    base = group[0].bases[0]
+    return len(group), base.in_features, sum(group[0].sizes), base.weight.device
 
 
 def frozen_low_rank(projection: "Projection", name: str, dtype: torch.dtype) -> LowRank:
@@ -130,17 +200,18 @@ def refresh(copies: list[Copy]) -> None:
     """Copy the trained values."""
     for copy in copies:
         values = torch.stack([master.detach() for master in copy.masters])
-        copy.plain.copy_(values)
+        for place in copy.plain:
+            place.copy_(values)
         copy.scaled.copy_(values if copy.scale == 1.0 else values.mul_(copy.scale))
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _up(z, b, add, y, tokens, width, ranks, RANKS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
+def _up(z, b, add, y, tokens, width, stride, ranks, RANKS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     rank = tl.arange(0, RANKS)
     mask = (token < tokens)[:, None] & (column < width)[None, :]
-    left = tl.load(z + token[:, None] * ranks + rank[None, :], mask=(token < tokens)[:, None] & (rank < ranks)[None, :], other=0.0)
+    left = tl.load(z + token[:, None] * stride + rank[None, :], mask=(token < tokens)[:, None] & (rank < ranks)[None, :], other=0.0)
     right = tl.load(b + column[None, :] * ranks + rank[:, None], mask=(column < width)[None, :] & (rank < ranks)[:, None], other=0.0)
     at = token[:, None] * width + column[None, :]
     start = tl.load(add + at, mask=mask, other=0.0).to(tl.float32)

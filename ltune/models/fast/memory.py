@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ltune.models.fast.attention import LONG
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.loss import BYTES
+from ltune.models.fast.room import ROOM
 from ltune.models.fast.shape import Shape as Shape
 from ltune.models.fast.training_graphs import SHORT
 
@@ -69,6 +70,7 @@ def activations(shape: Shape, setting: Setting, tokens: int) -> int:
         extra += 4 * shape.heads
     if setting.keep is Keep.ALL:
         row += (4 if shape.after else 2) * shape.hidden + (2 if shape.normed else 1) * shape.qkv + shape.gate_up
+        row += 4 * ROOM if setting.cached and shape.room else 0  # behind the normalised inputs, q, k and v, gate and up
         extra += shape.size * shape.ranks + 16 + (4 * shape.qkv * shape.heads // shape.attended if shape.normed else 0)
     return tokens * shape.layers * (row * shape.size + extra)
 
@@ -139,7 +141,7 @@ def need(
         several: Whether the step has more micro-batches, so that there are gradients when the next one begins.
         sizes: How many sizes of micro-batches are captured in CUDA graphs.
     """
-    held = (shape.copied + (shape.quantized if setting.cached else 0)) * shape.layers * shape.size + LIBRARIES
+    held = (shape.copied + (shape.quantized + shape.room if setting.cached else 0)) * shape.layers * shape.size + LIBRARIES
     held -= shape.movable if setting.offload else 0
     graphed = setting.keep is Keep.ALL and tokens <= SHORT and not shape.embedding
     if graphed:  # all graphs write the gradients to one place, and each size's its output and that one's gradient to its own

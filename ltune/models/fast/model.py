@@ -56,6 +56,7 @@ class FastModel:
     def adopt(self, setting: Setting) -> None:
         """Trade memory for speed as the setting says."""
         self.keep, self.chunk, self.head_chunk = setting.keep, setting.chunk, setting.head_chunk
+        self._place_low_rank(joined=setting.cached)
         for projection in self.projections:
             if setting.cached or not projection.quantized:
                 projection.keep_weights()
@@ -74,6 +75,13 @@ class FastModel:
         if plain and embeddings.weight is not self.head.weight:
             self.host_embeddings = embeddings.weight.detach().cpu().pin_memory()
             embeddings.weight.data = embeddings.weight.new_empty(0, embeddings.weight.shape[1])  # a part of it would keep the whole
+
+    def _place_low_rank(self, joined: bool) -> None:
+        if joined == any(projection.joined for projection in self.projections):
+            return
+        for projection in self.projections:
+            projection.drop_weights()
+        self.copies, self._versions = share_storage(self.projections, self.dtype, joined), -1
 
     def shape(self) -> Shape:
         """Its sizes, for what it will need."""

@@ -7,83 +7,90 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.room import roomy
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = False) -> tuple[Tensor, Tensor]:
     """The normalised input and r.
 
     Args:
         x: (..., H); the last dimension is dense, and one stride fits the others within each of at most two leading dimensions.
         weight: (H,).
+        room: Whether there is to be room behind the rows of y; x is (T, H) then.
 
     Returns:
-        y like x, dense; r (..., ) float32.
+        y like x, dense but for that; r (..., ) float32.
     """
     if not has_triton(x):
         r = torch.rsqrt(x.float().square().mean(-1) + eps)
-        return (x.float() * r[..., None] * (offset + weight.float())).to(x.dtype), r
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return _placed((x.float() * r[..., None] * (offset + weight.float())).to(x.dtype), room), r
+    y = _empty(x, room)
     r = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     heads = x.shape[1] if x.dim() == 3 else 1
     stride = x.stride(1) if x.dim() == 3 else 0
     width = x.shape[-1]
     block, warps = _sizes(width)
-    _norm[(r.numel(),)](x, weight, y, r, x.stride(0), stride, heads, width, eps, offset, block, num_warps=warps)
+    _norm[(r.numel(),)](x, weight, y, r, x.stride(0), stride, _step(y), heads, width, eps, offset, block, num_warps=warps)
     return y, r
 
 
 def rms_norm_backward(
-    dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, offset: float, add: Tensor | None = None, with_weight: bool = False
+    dy: Tensor,
+    x: Tensor,
+    r: Tensor,
+    weight: Tensor,
+    offset: float,
+    add: Tensor | None = None,
+    with_weight: bool = False,
+    room: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of x (plus ``add``), and of the weight if asked for.
 
     Args:
-        dy: (..., H), dense.
+        dy: (..., H), dense, or (T, H) with room.
         x: As in the forward.
         r: From the forward.
-        add: (..., H), dense: the gradient that reaches x beside the norm.
+        add: Like dy: the gradient that reaches x beside the norm.
+        with_weight: Whether the weight's gradient is asked for.
+        room: Whether there is to be room behind the rows of x's gradient.
     """
     if not has_triton(x):
         g, normed = dy.float() * (offset + weight.float()), x.float() * r[..., None]
         dx = r[..., None] * (g - normed * (g * normed).mean(-1, keepdim=True))
         dx = dx if add is None else dx + add.float()
         dweight = (dy.float() * normed).reshape(-1, x.shape[-1]).sum(0) if with_weight else None
-        return dx.to(x.dtype), dweight
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return _placed(dx.to(x.dtype), room), dweight
+    dx = _empty(x, room)
     heads = x.shape[1] if x.dim() == 3 else 1
     stride = x.stride(1) if x.dim() == 3 else 0
     width, rows = x.shape[-1], r.numel()
     block, warps = _sizes(width)
+    strides = (x.stride(0), stride, _step(dy), _step(dy if add is None else add), _step(dx))
     if not with_weight:
         _norm_backward[(rows,)](
-            dy,
-            x,
-            r,
-            weight,
-            dx,
-            add,
-            dx,
-            x.stride(0),
-            stride,
-            heads,
-            width,
-            offset,
-            rows,
-            1,
-            add is not None,
-            False,
-            block,
-            num_warps=warps,
+            dy, x, r, weight, dx, add, dx, *strides, heads, width, offset, rows, 1, add is not None, False, block, num_warps=warps
         )
         return dx, None
     share = -(-rows // 512)  # rows of a program: each keeps its own part of the weight's gradient, added up afterwards
     programs = -(-rows // share)
     parts = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     _norm_backward[(programs,)](
-        dy, x, r, weight, dx, add, parts, x.stride(0), stride, heads, width, offset, rows, share, add is not None, True, block,
-        num_warps=warps,
-    )  # fmt: skip
+        dy, x, r, weight, dx, add, parts, *strides, heads, width, offset, rows, share, add is not None, True, block, num_warps=warps
+    )
     return dx, parts.sum(0)
+
+
+def _empty(x: Tensor, room: bool) -> Tensor:
+    return roomy(len(x), x.shape[1], x) if room else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _placed(x: Tensor, room: bool) -> Tensor:
+    return _empty(x, True).copy_(x) if room else x
+
+
+def _step(x: Tensor) -> int:
+    """From row to row, heads of three dimensions being rows of their own."""
+    return x.stride(-2)
 
 
 def _sizes(width: int) -> tuple[int, int]:
@@ -92,7 +99,7 @@ def _sizes(width: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _norm(x, weight, y, r, stride_row, stride_head, heads, width, eps, offset, BLOCK: tl.constexpr):
+def _norm(x, weight, y, r, stride_row, stride_head, stride_y, heads, width, eps, offset, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
@@ -100,13 +107,13 @@ def _norm(x, weight, y, r, stride_row, stride_head, heads, width, eps, offset, B
     value = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
     w = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + row * width + column, (value * scale * (offset + w)).to(y.dtype.element_ty), mask=mask)
+    tl.store(y + row * stride_y + column, (value * scale * (offset + w)).to(y.dtype.element_ty), mask=mask)
     tl.store(r + row, scale)
 
 
 @triton.jit(do_not_specialize=["rows", "share"])  # they change with every batch
 def _norm_backward(
-    dy, x, r, weight, dx, add, parts, stride_row, stride_head, heads, width, offset, rows, share,
+    dy, x, r, weight, dx, add, parts, stride_row, stride_head, stride_dy, stride_add, stride_dx, heads, width, offset, rows, share,
     ADD: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -118,12 +125,12 @@ def _norm_backward(
         start = (row // heads) * stride_row + (row % heads) * stride_head
         scale = tl.load(r + row)
         normed = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32) * scale
-        upstream = tl.load(dy + row * width + column, mask=mask, other=0.0).to(tl.float32)
+        upstream = tl.load(dy + row * stride_dy + column, mask=mask, other=0.0).to(tl.float32)
         g = upstream * w
         value = scale * (g - normed * (tl.sum(g * normed, 0) / width))
         if ADD:
-            value += tl.load(add + row * width + column, mask=mask, other=0.0).to(tl.float32)
-        tl.store(dx + row * width + column, value.to(dx.dtype.element_ty), mask=mask)
+            value += tl.load(add + row * stride_add + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx + row * stride_dx + column, value.to(dx.dtype.element_ty), mask=mask)
         if WEIGHT:
             dw += upstream * normed
     if WEIGHT:

@@ -3,9 +3,9 @@
     z = x (sA)^T,  y = x W^T + z B^T (+ b)            A: (R, in), B: (out, R), R the ranks of all layers together
     dz = dy (sB),  dx = dy W + dz A,  dA = dz^T x,  dB = dy^T z,  dW = dy^T x,  db = sum dy
 
-LoRA: https://arxiv.org/abs/2106.09685. The low-rank product is the start value that the large product adds to, so that y is
-written once. Layers side by side make B block-diagonal. A and B are kept with and without their scale s (lowrank.py), so that
-nothing has to be scaled on the way.
+LoRA: https://arxiv.org/abs/2106.09685. The low-rank product is part of the large one where weights lie beside A and B (joined.py),
+and elsewhere the start value that the large one adds to, so that y is written once. Layers side by side make B block-diagonal. A and B
+are kept with and without their scale s, so that nothing has to be scaled on the way.
 """
 
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltune.models.fast.lowrank import LowRank
+from ltune.models.fast.lowrank import LowRank, summed_product
+from ltune.models.fast.room import roomy
 
 Gradients = list[Tensor | None]
 
@@ -56,6 +57,11 @@ class Projection:
         if len(self.bases) == 1 and not self.quantized and self.bases[0].weight.dtype is self.dtype:
             self.kept = self.bases[0].weight.detach()
             return
+        if self.low.joined is not None:
+            self.kept = self.low.joined.weight
+            for base, rows in zip(self.bases, self.kept.split(self.sizes), strict=True):
+                rows.copy_(_dequantized(base.weight, self.dtype))
+            return
         self.kept = self._dense()
         if self.quantized:
             return
@@ -65,6 +71,11 @@ class Projection:
             else:  # trained in float32: this is its working copy
                 self.working.append(rows)
                 self.masters.append(base.weight)
+
+    @property
+    def joined(self) -> bool:
+        """Whether W lies beside what is trained, so that inputs and gradients had better have room (room.py)."""
+        return self.low.joined is not None
 
     def drop_weights(self) -> None:
         """Dequantize for each product again, instead of holding them."""
@@ -97,14 +108,17 @@ class Projection:
     # -- the products ---------------------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, weight: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """y (T, out), plus ``add``; and z (T, R), which the backward wants.
+        """y (T, out), plus ``add``; and z (T, R), which the backward wants. Without ``add`` y has room where x has.
 
         Args:
-            x: (T, in).
+            x: (T, in), its rows dense.
             weight: What ``weight()`` gave.
             add: (T, out), such as the residual stream.
         """
         z = self.low.down(x)
+        if add is None and (joined := self.low.joining(x)):
+            y = joined.product(x, roomy(len(x), sum(self.sizes), x))
+            return y if self.bias is None else y.add_(self.bias), z
         start = self._start(x, z, add)
         # in place: out of place, torch would copy the start value first
         y = torch.mm(x, weight.mT) if start is None else start.addmm_(x, weight.mT)
@@ -125,18 +139,28 @@ class Projection:
 
     def backward(self, dy: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, need_dx: bool = True) -> tuple[Tensor | None, Gradients]:
         """dx (T, in), or None; and the gradients of ``parameters()``."""
-        dz = self.low.up_backward(dy)
-        return self.input_backward(dy, dz, weight) if need_dx else None, self.gradients(dy, x, z, dz)
+        dz, db = self.low.backward(dy, z)
+        return self.input_backward(dy, dz, weight) if need_dx else None, self.gradients(dy, x, dz, db)
 
     def input_backward(self, dy: Tensor, dz: Tensor | None, weight: Tensor) -> Tensor:
         """dx (T, in)."""
+        if joined := self.low.joining(dy):
+            return joined.product_backward(dy)
         return dy @ weight if dz is None else torch.mm(dz, self.low.a).addmm_(dy, weight)
 
-    def gradients(self, dy: Tensor, x: Tensor, z: Tensor | None, dz: Tensor | None) -> Gradients:
-        """Of ``parameters()``; dz is dy B."""
-        da = _product(dz.mT, x) if dz is not None else None
-        db = _product(dy.mT, z) if z is not None else None
-        dw = _product(dy.mT, x) if self.trains_weights else None
+    def gradients(self, dy: Tensor, x: Tensor | None, dz: Tensor | None, db: Tensor | None, da: Tensor | None = None) -> Gradients:
+        """Of ``parameters()``.
+
+        Args:
+            dy: (T, out).
+            x: (T, in); not needed where dA is given and no weights are trained.
+            dz: (T, R), as is dB, from ``low.backward``.
+            db: (out, R).
+            da: (R, in), where it is there already.
+        """
+        if da is None and dz is not None and x is not None:
+            da = summed_product(dz.mT, x)
+        dw = summed_product(dy.mT, x) if self.trains_weights and x is not None else None
         found: Gradients = []
         row = out = 0
         for part, base in zip(self.low_rank, self.bases, strict=True):
@@ -171,10 +195,3 @@ def _dequantized(weight: Tensor, dtype: torch.dtype) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(weight.detach(), state).to(dtype)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """In float32, which gradients are summed in."""
-    if left.is_cuda and left.dtype is not torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.room import roomy
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -25,8 +26,9 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     _rotate[(tokens,)](heads, cos, sin, heads.stride(0), heads.stride(1), count, half, _up(count), _up(half), num_warps=4)
 
 
-def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradients of rotated queries and keys turned back and laid beside those of the values: (T, heads of all three * D).
+def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, room: bool = False) -> Tensor:
+    """The gradients of rotated queries and keys turned back and laid beside those of the values: (T, heads of all three * D), with room
+    behind each row where that is asked for.
 
     Args:
         dq: (T, heads, D), dense in the last two dimensions, as are ``dk`` and ``dv`` (T, key heads, D).
@@ -36,10 +38,12 @@ def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Te
     if not has_triton(dq):
         turned = torch.cat([dq, dk], 1)
         turned[..., : 2 * half] = _turned(turned[..., : 2 * half], cos, -sin)
-        return torch.cat([turned, dv], 1).reshape(tokens, -1)
-    out = torch.empty(tokens, (queries + 2 * keys) * width, dtype=dq.dtype, device=dq.device)
+        beside = torch.cat([turned, dv], 1).reshape(tokens, -1)
+        return roomy(tokens, beside.shape[1], dq).copy_(beside) if room else beside
+    size = (queries + 2 * keys) * width
+    out = roomy(tokens, size, dq) if room else torch.empty(tokens, size, dtype=dq.dtype, device=dq.device)
     _gather[(tokens,)](
-        dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0),
+        dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0), out.stride(0),
         queries, keys, half, width, _up(queries + 2 * keys), _up(half), _up(width), 2 * half < width, num_warps=8,
     )  # fmt: skip
     return out
@@ -72,7 +76,7 @@ def _rotate(heads, cos, sin, stride_token, stride_head, count, half, HEADS: tl.c
 
 @triton.jit
 def _gather(
-    dq, dk, dv, cos, sin, out, stride_q, stride_k, stride_v, queries, keys, half, width,
+    dq, dk, dv, cos, sin, out, stride_q, stride_k, stride_v, stride_out, queries, keys, half, width,
     HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
@@ -94,7 +98,7 @@ def _gather(
     b = tl.load(q + half, mask=is_query & inside, other=0.0).to(tl.float32)
     b += tl.load(k + half, mask=is_key & inside, other=0.0).to(tl.float32)
     b += tl.load(v + half, mask=is_value & inside, other=0.0).to(tl.float32)
-    to = out + token * (queries + 2 * keys) * width + head * width + place
+    to = out + token * stride_out + head * width + place
     known = (head < queries + 2 * keys) & inside
     tl.store(to, (a * c + b * s).to(out.dtype.element_ty), mask=known)
     tl.store(to + half, (b * c - a * s).to(out.dtype.element_ty), mask=known)
@@ -104,4 +108,4 @@ def _gather(
         value = tl.load(dq + token * stride_q + head * width + column, mask=is_query & rest, other=0.0)
         value += tl.load(dk + token * stride_k + (head - queries) * width + column, mask=is_key & rest, other=0.0)
         value += tl.load(dv + token * stride_v + (head - queries - keys) * width + column, mask=is_value & rest, other=0.0)
-        tl.store(out + token * (queries + 2 * keys) * width + head * width + column, value, mask=(head < queries + 2 * keys) & rest)
+        tl.store(out + token * stride_out + head * width + column, value, mask=(head < queries + 2 * keys) & rest)

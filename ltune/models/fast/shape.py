@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ltune.models.fast.layer import AttentionHalf, FeedForwardHalf
+from ltune.models.fast.room import ROOM
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Shape:
     embedding: int = 0  # bytes of the embeddings' own gradient; 0: they are frozen
     tied: bool = False  # head and embeddings are one
     movable: int = 0  # bytes of the embeddings, where they can stay in the host's memory
+    room: int = 0  # numbers of a layer beside held weights, for what is joined with them (room.py); 0: nothing is
     moments: float = 2.0  # bytes that the optimizer keeps for a byte that is trained
 
     @classmethod
@@ -70,6 +72,7 @@ class Shape:
             head_copied=head is not None and head.dtype is not feed.gate_up.dtype,
             embedding=_gradient(embeddings),
             tied=tied,
+            room=sum(_room(one) for one in parts),
             movable=0 if embeddings is None or embeddings.requires_grad or tied else embeddings.nbytes,
         )
 
@@ -85,6 +88,13 @@ def _projections(halves: tuple[AttentionHalf, FeedForwardHalf]) -> tuple[Any, ..
 
 def _copied(one: Any) -> bool:
     return not one.quantized and one.bases[0].weight.dtype is not one.dtype
+
+
+def _room(one: Any) -> int:
+    """Beside W, and in the filled up A and B."""
+    if not one.quantized or not 0 < one.low.ranks <= ROOM:
+        return 0
+    return ROOM * (2 * (one.bases[0].in_features + sum(one.sizes)) + ROOM)
 
 
 def _low_rank_gradients(one: Any) -> int:

@@ -6,7 +6,8 @@ import numpy
 import pytest
 import torch
 
-from ltune.models.fast import attention, gate, launch, loss, lowrank, norm, rotary
+from ltune.models.fast import attention, gate, gate_lowrank, launch, loss, lowrank, lowrank_backward, norm, rotary
+from ltune.models.fast.room import has_room, room, roomy
 
 HALF, FULL = torch.float16, torch.float32  # the interpreter cannot multiply bfloat16
 LENGTHS = (37, 0, 1, 70, 0, 0, 5)
@@ -130,6 +131,23 @@ def test_norm(dtype, offset):
             assert_near(found[1], expected[1], FULL)
 
 
+def test_room_behind_rows():
+    torch.manual_seed(1)
+    x, weight, gate_up = torch.randn(9, 72), torch.randn(72), roomy(9, 144, torch.empty(0)).copy_(torch.randn(9, 144))
+    with_room = roomy(9, 72, x).copy_(torch.randn(9, 72))
+    angle, heads = torch.randn(9, 12), [torch.randn(9, heads, 24) for heads in (3, 2, 2)]
+
+    def everything(x):
+        y, r = norm.rms_norm(x, weight, 1e-5, 0.0, True)
+        dx, _ = norm.rms_norm_backward(with_room, x, r, weight, 0.0, y, False, True)
+        gathered = rotary.gather_rotated_back(*heads, angle.cos(), angle.sin(), True)
+        assert all(map(has_room, (y, dx, gathered)))
+        return y, dx, gathered, gate.gated(gate_up, False), *gate.gated_backward(x.clone(), gate_up.clone(), False)
+
+    for one, other in zip(*both(everything, x), strict=True):
+        assert_near(one, other, FULL)
+
+
 def test_norm_of_some_heads_of_a_buffer():
     buffer, weight = torch.randn(5, 7, 24), torch.randn(24)
     for one, other in zip(*both(lambda x: norm.rms_norm(x[:, 2:5], weight, 1e-6, 0.0), buffer), strict=True):
@@ -160,6 +178,34 @@ def test_gate(dtype, gelu):
     assert_near(*both(gate.gated, gate_up, gelu), dtype)
     for one, other in zip(*both(gate.gated_backward, dh, gate_up, gelu), strict=True):
         assert_near(one, other, dtype)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize(("tokens", "width", "ranks"), [(75, 200, 8), (3, 130, 16), (200, 70, 20)])
+def test_gate_with_the_gradient_of_a(monkeypatch, dtype, tokens, width, ranks):
+    monkeypatch.setattr(gate_lowrank, "PROGRAMS", 5)  # shares of one tile, and of several
+    torch.manual_seed(3)
+    gate_up = roomy(tokens, 2 * width, torch.empty(0, dtype=dtype)).copy_(torch.randn(tokens, 2 * width))
+    dh, dz = torch.randn(tokens, width).to(dtype), torch.randn(tokens, ranks + 3).to(dtype)[:, :ranks]
+    expected, h = gate.gated_backward(dh, gate_up, False)
+    with kernels():
+        found, da = gate_lowrank.gated_backward_low_rank(dh, gate_up, False, dz)
+    assert_near(found, expected, dtype)
+    assert_near(da / tokens**0.5, dz.float().mT @ h.float() / tokens**0.5, FULL if dtype is FULL else HALF)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize(("tokens", "width", "ranks"), [(300, 600, 16), (3, 130, 24), (200, 20_000, 1)])
+def test_what_the_low_rank_part_wants_of_a_gradient(monkeypatch, dtype, tokens, width, ranks):
+    monkeypatch.setattr(lowrank_backward, "PROGRAMS", 5)
+    torch.manual_seed(3)
+    dy = roomy(tokens, width, torch.empty(0, dtype=dtype)).copy_(torch.randn(tokens, width))
+    z, b = torch.randn(tokens, ranks + 1).to(dtype)[:, 1:], (torch.randn(width, 64) / width**0.5).to(dtype)[:, :ranks]
+    with kernels():
+        db = lowrank_backward.low_rank_backward(dy, z, b, room(dy))
+    assert_near(room(dy)[:, :ranks], (dy.double() @ b.double()).to(dtype), dtype)
+    assert not room(dy)[:, ranks:].any()
+    torch.testing.assert_close(db, (dy.double().mT @ z.double()).float(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])

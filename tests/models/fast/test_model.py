@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,6 +14,7 @@ from ltune.data.collate import collate
 from ltune.data.rows import IGNORE, Sequence
 from ltune.models.fast.attention import Rows
 from ltune.models.fast.layer import Keep
+from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
 from ltune.objectives.policy import Policy
 
@@ -118,6 +120,52 @@ def test_kept_weights_are_the_weights(adapter):
             if parameter.requires_grad:
                 parameter.mul_(1.1)  # as an optimizer does
     assert_same(model, causal, fast)
+
+
+def build_quantized(family, dtype=torch.float32):
+    model, causal = build(family, dtype=dtype)
+    for module in list(causal.model.modules()):
+        if hasattr(module, "base_layer"):
+            layer = Linear4bit(module.in_features, module.out_features, module.base_layer.bias is not None, quant_type="nf4")
+            layer.weight = Params4bit(module.base_layer.weight.detach(), requires_grad=False, quant_type="nf4")
+            layer.bias = module.base_layer.bias
+            module.base_layer = layer.to("cpu")
+    return model, causal
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("keep", [Keep.ALL, Keep.ATTENTION])
+def test_held_weights_lie_beside_the_low_rank_parts_and_give_the_same(family, keep):
+    model, causal = build_quantized(family)
+    fast = FastModel(causal, torch.float32)
+    assert_same(model, causal, fast)
+    for _ in range(2):
+        fast.adopt(Setting(1000, keep))
+        assert all(projection.joined for projection in fast.projections)
+        assert_same(model, causal, fast)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(1.1)  # as an optimizer does
+        assert_same(model, causal, fast)
+        fast.adopt(Setting(1000, keep, cached=False))
+        assert not any(projection.joined for projection in fast.projections)
+        assert_same(model, causal, fast)
+
+
+def test_held_weights_without_the_adapter():
+    model, causal = build_quantized("llama")
+    fast = FastModel(causal, torch.float32)
+    fast.adopt(Setting(1000))
+    with torch.no_grad():
+        with fast.without_adapter(), model.disable_adapter():
+            bare = quick(fast)
+            torch.testing.assert_close(bare, plain(causal), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(bare, quick(fast))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+        assert torch.equal(bare, quick(fast))  # an adapter that does nothing yet rounds alike
 
 
 def test_without_gradient_nothing_is_kept():

@@ -1,0 +1,94 @@
+"""What the low-rank part wants of the upstream gradient, in one pass over it: the gradient of z, and that of B.
+
+    dz = dy (sB),  dB = dy^T z
+
+A program takes some columns and goes over a share of the tokens, so that its part of dB stays in registers. Each column block writes what
+it adds to dz, and each share what it adds to dB; these are added up afterwards, always in the same order.
+"""
+
+import torch
+from torch import Tensor
+
+from ltune.models.fast.launch import has_triton, tl, triton
+
+MOST = 64  # ranks
+WORTH = 2**26  # numbers of dy; below, two products are as quick (measured on an H200)
+# The quickest of twelve on an H200 kept hot by large products
+COLUMNS, TOKENS, WARPS, STAGES = 256, 128, 8, 3
+PROGRAMS = 200  # about as many
+
+
+def serves(dy: Tensor, ranks: int) -> bool:
+    """Whether it is possible, and worth it."""
+    return has_triton(dy) and dy.numel() >= WORTH and 0 < ranks <= MOST and not (dy.is_cuda and dy.dtype is torch.float32)
+
+
+def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
+    """dB (out, R) float32; dz is written.
+
+    Args:
+        dy: (T, out), its rows dense, as are those of all others.
+        z: (T, R).
+        b: (out, R), times its scale.
+        dz: (T, R or more): dy b, then zeros.
+    """
+    (tokens, width), ranks = dy.shape, z.shape[1]
+    blocks = -(-width // COLUMNS)
+    share = TOKENS * max(1, -(-tokens * blocks // (PROGRAMS * TOKENS)))
+    shares = max(1, -(-tokens // share))
+    of_dz = torch.empty(blocks, tokens, ranks, dtype=torch.float32, device=dy.device)
+    db = torch.empty(shares, width, ranks, dtype=torch.float32, device=dy.device)
+    padded = max(16, 1 << (ranks - 1).bit_length())
+    _low_rank_backward[(blocks, shares)](
+        dy, z, b, of_dz, db, tokens, width, share, dy.stride(0), z.stride(0), b.stride(0), ranks,
+        padded, COLUMNS, TOKENS, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    columns = 1 << (dz.shape[1] - 1).bit_length()
+    _add[(-(-tokens // 4),)](of_dz, dz, tokens, ranks, dz.shape[1], dz.stride(0), blocks, padded, columns, 64, 4)
+    return db.sum(0) if shares > 1 else db[0]
+
+
+@triton.jit(do_not_specialize=["tokens", "share"])  # they change with every batch
+def _low_rank_backward(
+    dy, z, b, of_dz, db, tokens, width, share, stride, stride_z, stride_b, ranks,
+    RANKS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    begin = tl.program_id(1) * share
+    place = tl.arange(0, TOKENS)
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
+    rank = tl.arange(0, RANKS)
+    known, has = column < width, rank < ranks
+    up = tl.load(b + column[:, None] * stride_b + rank[None, :], mask=known[:, None] & has[None, :], other=0.0)
+    total = tl.zeros((COLUMNS, RANKS), dtype=tl.float32)
+    for first in range(begin, tl.minimum(begin + share, tokens), TOKENS):
+        token = (first + place).to(tl.int64)[:, None]
+        inside = (first + place < tokens)[:, None]
+        d = tl.load(dy + token * stride + column[None, :], mask=inside & known[None, :], other=0.0)
+        down = tl.load(z + token * stride_z + rank[None, :], mask=inside & has[None, :], other=0.0)
+        total = tl.dot(tl.trans(d), down, total, input_precision="ieee")
+        to = of_dz + (block.to(tl.int64) * tokens + token) * ranks + rank[None, :]
+        tl.store(to, tl.dot(d, up, input_precision="ieee"), mask=inside & has[None, :])
+    to = db + (tl.program_id(1).to(tl.int64) * width + column[:, None]) * ranks + rank[None, :]
+    tl.store(to, total, mask=known[:, None] & has[None, :])
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _add(
+    parts, dz, tokens, ranks, columns, stride, blocks,
+    RANKS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    begin = tl.program_id(0).to(tl.int64) * TOKENS
+    number = tl.arange(0, TOKENS * RANKS)
+    token, rank = begin + number // RANKS, number % RANKS
+    known = (token < tokens) & (rank < ranks)
+    block = tl.arange(0, BLOCKS)
+    total = tl.zeros((BLOCKS, TOKENS * RANKS), dtype=tl.float32)
+    for first in range(0, blocks, BLOCKS):
+        at = parts + ((first + block).to(tl.int64) * tokens)[:, None] * ranks + (token * ranks + rank)[None, :]
+        total += tl.load(at, mask=(first + block < blocks)[:, None] & known[None, :], other=0.0)
+    tl.store(dz + token * stride + rank, tl.sum(total, 0).to(dz.dtype.element_ty), mask=known)
+    number = tl.arange(0, TOKENS * COLUMNS)
+    token, column = begin + number // COLUMNS, number % COLUMNS
+    nothing = tl.zeros((TOKENS * COLUMNS,), dtype=dz.dtype.element_ty)
+    tl.store(dz + token * stride + column, nothing, mask=(token < tokens) & (column >= ranks) & (column < columns))
