@@ -113,17 +113,20 @@ class Step:
         """Without padding."""
         return sum(len(sequence) for row in self.rows for sequence in self.sequences[row])
 
-    def batches(self, most: int | None = None, *, once: bool = True) -> list[Batch]:
+    def batches(self, most: int | None = None, *, once: bool = True, any_order: bool = False) -> list[Batch]:
         """The micro-batches.
 
         Args:
             most: As few as there can be with at most that many tokens each (a longer row stands alone); None: as they are configured.
             once: Whether somebody may compute what sequences share once (``Batch.compact``).
+            any_order: Whether the rows of a micro-batch may stand in another order: those side by side then that begin alike.
         """
         parts = self.micro_batches if most is None else self._arranged(most)
-        return [self._laid_out(rows, once) for rows in parts] or [self._laid_out((), once)]
+        return [self._laid_out(rows, once, any_order) for rows in parts] or [self._laid_out((), once)]
 
-    def _laid_out(self, rows: tuple[int, ...], once: bool) -> Batch:
+    def _laid_out(self, rows: tuple[int, ...], once: bool, any_order: bool = False) -> Batch:
+        if any_order and once and self.flat:
+            rows = tuple(sorted(rows, key=lambda row: np.asarray(self.sequences[row][0].input_ids, np.int32).tobytes()))
         sequences = [sequence for row in rows for sequence in self.sequences[row]]
         rows = rows if self.origins is None else tuple(self.origins[row] for row in rows)
         return collate(sequences, rows, self.window_tokens, self.window_rows, flat=self.flat, pad_id=self.pad_id, once=once)

@@ -3,7 +3,8 @@
 A token sees only what stands before it. So equal beginnings come to equal states, whichever sequence they stand in, and what follows the
 token before a sequence's last trained one comes to nothing. Sequences side by side that begin alike - a template's first tokens, a system
 text, the prompt of two answers - become rows of their own: first the beginning, which trains nothing and is lent, then the rest of each
-sequence, which sees the lent tokens as if they stood before it. Losses and gradients are the same to rounding.
+sequence, which sees the lent tokens as if they stood before it. Losses and gradients are the same to rounding. In training, rows of a
+micro-batch are put side by side by how they begin (``Step.batches``).
 """
 
 from dataclasses import dataclass

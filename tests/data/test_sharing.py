@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltune.data.collate import collate
+from ltune.data.collate import Step, collate
 from ltune.data.rows import IGNORE, Sequence
 
 
@@ -100,3 +100,32 @@ def test_nothing_that_follows_the_last_read_token_is_computed():
 def test_where_nothing_is_trained_there_is_nothing_to_say():
     assert batch_of([([1, 2, 3], 3)]).compact is None
     assert collate([], (), 1.0, 0, flat=True, pad_id=0).compact is None
+
+
+def step_of(rows):
+    """Each row given as its sequences' tokens, whose last one is trained."""
+    sequences = {
+        number: tuple(Sequence(np.array(ids, np.int32), np.array([*[IGNORE] * (len(ids) - 1), ids[-1]], np.int32)) for ids in row)
+        for number, row in enumerate(rows)
+    }
+    return Step((tuple(sequences),), sequences, 1.0, len(rows), position=(0, 0), flat=True, pad_id=0)
+
+
+def test_rows_that_begin_alike_meet_where_the_order_is_free():
+    one, other = list(range(100, 150)), list(range(200, 240))
+    step = step_of([[(one, other)[number % 2] + [number, 7]] for number in range(6)])
+    (as_given,), (free,) = step.batches(), step.batches(any_order=True)
+    assert as_given.rows == (0, 1, 2, 3, 4, 5)
+    assert as_given.compact is None or len(as_given.compact.input_ids) > 250
+    assert sorted(free.rows) == [0, 1, 2, 3, 4, 5]
+    assert len(free.compact.input_ids) == 50 + 40 + 6  # each text once, and the token of each row that is read
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=9), min_size=2, max_size=2), min_size=1, max_size=6))
+def test_a_free_order_changes_the_order_alone(rows):
+    (batch,) = step_of(rows).batches(any_order=True)
+    starts = batch.starts.tolist()
+    laid_out = [batch.input_ids[0, begin:end].tolist() for begin, end in zip(starts, starts[1:], strict=False)]
+    assert laid_out == [ids for row in batch.rows for ids in rows[row]]  # a row's sequences stay together, and as they were
+    assert sorted(batch.rows) == list(range(len(rows)))
