@@ -35,7 +35,7 @@ FAMILIES = {
 LENGTHS = (9, 1, 14, 6)
 
 
-def build(family, adapter="lora", dtype=torch.float32):
+def build(family, adapter="lora", dtype=torch.float32, rank=3, targets="all-linear"):
     options = SMALL | FAMILIES[family]
     torch.manual_seed(3)
     config = AutoConfig.for_model(options.pop("model_type", family), **options)
@@ -45,7 +45,7 @@ def build(family, adapter="lora", dtype=torch.float32):
             torch.nn.init.normal_(parameter, 0.3 if "norm" in name else 0.0, 0.2)
     if adapter == "full":
         return model, model
-    wrapped = get_peft_model(model, LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", task_type="CAUSAL_LM"))
+    wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM"))
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, 0.0, 0.1)
@@ -122,8 +122,8 @@ def test_kept_weights_are_the_weights(adapter):
     assert_same(model, causal, fast)
 
 
-def build_quantized(family, dtype=torch.float32):
-    model, causal = build(family, dtype=dtype)
+def build_quantized(family, dtype=torch.float32, **adapter):
+    model, causal = build(family, dtype=dtype, **adapter)
     for module in list(causal.model.modules()):
         if hasattr(module, "base_layer"):
             layer = Linear4bit(module.in_features, module.out_features, module.base_layer.bias is not None, quant_type="nf4")
@@ -151,6 +151,23 @@ def test_held_weights_lie_beside_the_low_rank_parts_and_give_the_same(family, ke
         fast.adopt(Setting(1000, keep, cached=False))
         assert not any(projection.joined for projection in fast.projections)
         assert_same(model, causal, fast)
+
+
+@pytest.mark.parametrize(
+    ("rank", "targets", "joined"),
+    [
+        (40, "all-linear", [False, True, False, True]),  # three or two layers side by side have more ranks than there is room
+        (70, "all-linear", [False] * 4),
+        (5, ["gate_proj", "o_proj"], [False, True, True, False]),
+        (8, ["down_proj"], [False, False, False, True]),
+    ],
+)
+def test_held_weights_of_which_some_stand_alone(rank, targets, joined):
+    model, causal = build_quantized("llama", rank=rank, targets=targets)
+    fast = FastModel(causal, torch.float32)
+    fast.adopt(Setting(1000))
+    assert [projection.joined for projection in fast.projections[:4]] == joined
+    assert_same(model, causal, fast)
 
 
 def test_held_weights_without_the_adapter():
