@@ -94,11 +94,11 @@ REFERENCES = {
 @pytest.mark.parametrize("name", REFERENCES)
 def test_another_reference_gives_the_same_steps_and_goes_on_exactly(name, fit):
     """The model without its adapter is the embedded one in 4 bits, so that all of these are the same reference."""
-    rows, reference = ["--data.max_rows", "7"], f"--model.objective.reference={json.dumps(REFERENCES[name])}"  # a step an epoch
+    rows, reference = ["--data.max_rows", "12"], f"--model.objective.reference={json.dumps(REFERENCES[name])}"  # two steps an epoch
     plain = fit("dpo", "plain", 5, *rows)
     whole = fit("dpo", "whole", 5, *rows, reference)  # so that the cache serves
     assert [line["train/loss"] for line in whole] == pytest.approx([line["train/loss"] for line in plain], abs=1e-4)
-    fit("dpo", "again", 3, *rows, reference)
+    fit("dpo", "again", 3, *rows, reference)  # within the second
     resumed = fit("dpo", "again", 5, *rows, reference, "--resume.allow=[trainer.max_steps]")
     assert [line["train/loss"] for line in resumed] == [line["train/loss"] for line in whole]
 
