@@ -13,14 +13,18 @@ from ltune.models.fast.launch import has_triton, tl, triton
 
 MOST = 64  # ranks
 WORTH = 2**26  # numbers of dy; below, two products are as quick (measured on an H200)
-# The quickest of twelve on an H200 kept hot by large products
-COLUMNS, TOKENS, WARPS, STAGES = 256, 128, 8, 3
+COLUMNS, WARPS = 256, 8
+# By the ranks, filled up: tokens at once, and stages. The first is the quickest of twelve on an H200 kept hot by large products. They are
+# for Hopper, whose 227 KiB of shared memory they fill (tests/models/fast/test_kernels.py); other cards take two products.
+SIZES = {16: (128, 3), 32: (128, 2), 64: (64, 3)}
 PROGRAMS = 200  # about as many
 
 
 def serves(dy: Tensor, ranks: int) -> bool:
     """Whether it is possible, and worth it."""
-    return has_triton(dy) and dy.numel() >= WORTH and 0 < ranks <= MOST and not (dy.is_cuda and dy.dtype is torch.float32)
+    if not has_triton(dy) or dy.numel() < WORTH or not 0 < ranks <= MOST:
+        return False
+    return not dy.is_cuda or (dy.dtype is not torch.float32 and torch.cuda.get_device_capability(dy.device)[0] == 9)
 
 
 def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
@@ -33,15 +37,16 @@ def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
         dz: (T, R or more): dy b, then zeros.
     """
     (tokens, width), ranks = dy.shape, z.shape[1]
+    padded = max(16, 1 << (ranks - 1).bit_length())
+    at_once, stages = SIZES[padded]
     blocks = -(-width // COLUMNS)
-    share = TOKENS * max(1, -(-tokens * blocks // (PROGRAMS * TOKENS)))
+    share = at_once * max(1, -(-tokens * blocks // (PROGRAMS * at_once)))
     shares = max(1, -(-tokens // share))
     of_dz = torch.empty(blocks, tokens, ranks, dtype=torch.float32, device=dy.device)
     db = torch.empty(shares, width, ranks, dtype=torch.float32, device=dy.device)
-    padded = max(16, 1 << (ranks - 1).bit_length())
     _low_rank_backward[(blocks, shares)](
         dy, z, b, of_dz, db, tokens, width, share, dy.stride(0), z.stride(0), b.stride(0), ranks,
-        padded, COLUMNS, TOKENS, num_warps=WARPS, num_stages=STAGES,
+        padded, COLUMNS, at_once, num_warps=WARPS, num_stages=stages,
     )  # fmt: skip
     columns = 1 << (dz.shape[1] - 1).bit_length()
     _add[(-(-tokens // 4),)](of_dz, dz, tokens, ranks, dz.shape[1], dz.stride(0), blocks, padded, columns, 64, 4)
