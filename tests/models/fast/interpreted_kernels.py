@@ -181,7 +181,7 @@ def test_gate(dtype, gelu):
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
-@pytest.mark.parametrize(("tokens", "width", "ranks"), [(75, 200, 8), (3, 130, 16), (200, 70, 20)])
+@pytest.mark.parametrize(("tokens", "width", "ranks"), [(75, 200, 8), (3, 130, 16), (200, 70, 20), (40, 100, 64)])
 def test_gate_with_the_gradient_of_a(monkeypatch, dtype, tokens, width, ranks):
     monkeypatch.setattr(gate_lowrank, "PROGRAMS", 5)  # shares of one tile, and of several
     torch.manual_seed(3)
@@ -195,7 +195,7 @@ def test_gate_with_the_gradient_of_a(monkeypatch, dtype, tokens, width, ranks):
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
-@pytest.mark.parametrize(("tokens", "width", "ranks"), [(300, 600, 16), (3, 130, 24), (200, 20_000, 1)])
+@pytest.mark.parametrize(("tokens", "width", "ranks"), [(300, 600, 16), (3, 130, 24), (200, 20_000, 1), (150, 300, 40)])
 def test_what_the_low_rank_part_wants_of_a_gradient(monkeypatch, dtype, tokens, width, ranks):
     monkeypatch.setattr(lowrank_backward, "PROGRAMS", 5)
     torch.manual_seed(3)
