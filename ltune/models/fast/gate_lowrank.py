@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.gate import activation
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, shares, tile_of, tl, triton
 
 MOST = 64  # ranks
 # The quickest of twenty on an H200 kept hot by large products, with 1,216 and with 7,904 tokens
@@ -34,12 +34,11 @@ def gated_backward_low_rank(dh: Tensor, gate_up: Tensor, gelu: bool, dz: Tensor)
     """
     (tokens, width), ranks = dh.shape, dz.shape[1]
     blocks = -(-width // COLUMNS)
-    share = TOKENS * max(1, -(-tokens * blocks // (PROGRAMS * TOKENS)))
-    shares = max(1, -(-tokens // share))
-    da = torch.empty(shares, ranks, width, dtype=torch.float32, device=dh.device)
-    _gated_backward_low_rank[(blocks, shares)](
+    share, count = shares(tokens, TOKENS, blocks, PROGRAMS)
+    da = torch.empty(count, ranks, width, dtype=torch.float32, device=dh.device)
+    _gated_backward_low_rank[(blocks, count)](
         dh, gate_up, dz, da, tokens, width, share, gate_up.stride(0), dz.stride(0), ranks,
-        gelu, dh.is_cuda, max(16, 1 << (ranks - 1).bit_length()), COLUMNS, TOKENS, num_warps=WARPS, num_stages=STAGES,
+        gelu, dh.is_cuda, tile_of(ranks), COLUMNS, TOKENS, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return gate_up, da.sum(0)
 

@@ -1,4 +1,5 @@
-"""Triton where there is a GPU and the package; names that stand for it where there is not, so that kernels can be defined."""
+"""Triton where there is a GPU and the package; names that stand for it where there is not, so that kernels can be defined. And what several
+launches have in common."""
 
 from typing import Any
 
@@ -28,3 +29,15 @@ INTERPRETED = False  # set by tests that run the kernels on the CPU, in Triton's
 def has_triton(tensor: Tensor) -> bool:
     """Whether work on this tensor goes to a kernel."""
     return FOUND and (tensor.is_cuda or INTERPRETED)
+
+
+def tile_of(ranks: int) -> int:
+    """A size that a product of tiles can have: a power of two, 16 or more."""
+    return max(16, 1 << (ranks - 1).bit_length())
+
+
+def shares(tokens: int, tile: int, blocks: int, programs: int) -> tuple[int, int]:
+    """How many tokens each of several programs takes, a multiple of ``tile``, and how many programs that makes: about ``programs`` over all
+    ``blocks`` of columns."""
+    share = tile * max(1, -(-tokens * blocks // (programs * tile)))
+    return share, max(1, -(-tokens // share))

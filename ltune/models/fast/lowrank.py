@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltune.models.fast import lowrank_backward
 from ltune.models.fast.joined import Joined
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, tile_of, tl, triton
 from ltune.models.fast.room import ROOM, has_room, room
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class LowRank:
             y = torch.mm(z, self.b.mT)
             return y if add is None else y.add_(add)
         y = torch.empty_like(add)
-        ranks = max(16, 1 << (self.ranks - 1).bit_length())
+        ranks = tile_of(self.ranks)
         tokens, columns = 32, 128  # the quickest of twelve on an H200
         _up[(-(-len(z) // tokens), -(-add.shape[1] // columns))](
             z, self.b, add, y, len(z), add.shape[1], z.stride(0), self.ranks, ranks, tokens, columns, num_warps=8

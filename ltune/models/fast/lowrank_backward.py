@@ -9,7 +9,7 @@ it adds to dz, and each share what it adds to dB; these are added up afterwards,
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, shares, tile_of, tl, triton
 
 MOST = 64  # ranks
 WORTH = 2**26  # numbers of dy; below, two products are as quick (measured on an H200)
@@ -37,20 +37,19 @@ def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
         dz: (T, R or more): dy b, then zeros.
     """
     (tokens, width), ranks = dy.shape, z.shape[1]
-    padded = max(16, 1 << (ranks - 1).bit_length())
+    padded = tile_of(ranks)
     at_once, stages = SIZES[padded]
     blocks = -(-width // COLUMNS)
-    share = at_once * max(1, -(-tokens * blocks // (PROGRAMS * at_once)))
-    shares = max(1, -(-tokens // share))
+    share, count = shares(tokens, at_once, blocks, PROGRAMS)
     of_dz = torch.empty(blocks, tokens, ranks, dtype=torch.float32, device=dy.device)
-    db = torch.empty(shares, width, ranks, dtype=torch.float32, device=dy.device)
-    _low_rank_backward[(blocks, shares)](
+    db = torch.empty(count, width, ranks, dtype=torch.float32, device=dy.device)
+    _low_rank_backward[(blocks, count)](
         dy, z, b, of_dz, db, tokens, width, share, dy.stride(0), z.stride(0), b.stride(0), ranks,
         padded, COLUMNS, at_once, num_warps=WARPS, num_stages=stages,
     )  # fmt: skip
     columns = 1 << (dz.shape[1] - 1).bit_length()
     _add[(-(-tokens // 4),)](of_dz, dz, tokens, ranks, dz.shape[1], dz.stride(0), blocks, padded, columns, 64, 4)
-    return db.sum(0) if shares > 1 else db[0]
+    return db.sum(0) if count > 1 else db[0]
 
 
 @triton.jit(do_not_specialize=["tokens", "share"])  # they change with every batch
