@@ -155,6 +155,10 @@ class FineTuner(LightningModule):
     def _load_another_tokenizer(self, model: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
         return load_tokenizer(model, revision=revision, trust_remote_code=self.trust_remote_code if model == self.name else None)
 
+    def cpu(self) -> "FineTuner":
+        """Nothing: Lightning sends a model to the host when a run is over, which takes seconds, and the process ends then."""
+        return self
+
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:  # type: ignore[override]
         """The trained weights only; asking a 4-bit layer for its state would repack it on some processors."""
         return {f"model.{name}": tensor for name, tensor in trainable_state(self.model).items()}
@@ -173,6 +177,8 @@ class FineTuner(LightningModule):
         optimizer = build_optimizer(named, self.optimizer, self.lora_plus_ratio)
         if self.device.type == "cuda" and self.trainer.precision != "16-mixed":  # there the scaler must see the gradients before clipping
             fuse(optimizer)
+        if (quick := self.policy.fast) is not None:
+            optimizer.register_step_post_hook(lambda *_: quick.refresh())
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         self.group_options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

@@ -21,6 +21,7 @@ from ltune.callbacks.loss_plot import LossPlot
 from ltune.callbacks.metrics_file import JSONLines, read_metrics
 from ltune.callbacks.predictions import PredictionWriter
 from ltune.callbacks.progress import Progress
+from ltune.callbacks.step_numbers import StepNumbers
 from ltune.callbacks.stop import GracefulStop
 from ltune.callbacks.tensorboard import TensorBoard
 from ltune.callbacks.throughput import Throughput
@@ -282,7 +283,7 @@ def cli_options(command: str, argv: list[str]) -> dict[str, Any]:
 def always_on(command: str) -> list[Callback]:
     """The callbacks of a command, beside those that the YAML names; the display comes after what it displays."""
     if command == "fit":
-        return [TrainMetrics(), LearningRate(), Throughput(), LossPlot(), GracefulStop(), Progress()]
+        return [TrainMetrics(), LearningRate(), Throughput(), StepNumbers(), LossPlot(), GracefulStop(), Progress()]
     return [PredictionWriter(), Progress()] if command == "predict" else [Progress()]
 
 

@@ -9,6 +9,7 @@ benchmark.json. A peer's command prints a line with `median_ms X` and `peak_gib 
 
 import argparse
 import json
+import math
 import re
 import shutil
 import statistics
@@ -16,13 +17,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 WARM_UP = 10
 CONFIGURATION = Path(__file__).resolve().parents[1] / "configs" / "llama3_lora_sft.yaml"
 W1 = ["--trainer.precision", "bf16-true"]
 # Each row once an epoch: equal rows in a micro-batch would be computed once, which is not the peers' work
-W2 = [*W1, "--data.tokens_per_batch", "8192", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "6"]
+W2 = [*W1, "--data.tokens_per_batch", "8192", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "9"]
 PLAIN = ["--model.fast", "false"]
 LEAST = ["--model.memory", "least"]
 NO_LORA_PLUS = ["--model.lora_plus_ratio", "null", "--model.quantize", "null"]
@@ -39,7 +41,7 @@ class Case:
     long: int | None = None  # tokens of its rows, made for it
     small: bool = False  # a random 1B model instead
     full: bool = False  # all weights are trained: the products of the weights' gradients count too
-    packed: bool = False  # averages with an epoch's last step in them, which is a short one and writes a checkpoint, are left out
+    packed: bool = False  # averages in which an epoch ends, which writes a checkpoint, or with its short step in them are left out
     every: int = 5  # steps that are timed together, as the configuration logs them: looking at each makes the GPU wait
 
 
@@ -48,7 +50,7 @@ CASES = {
     "W1 16-mixed": Case(["--trainer.precision", "16-mixed"]),
     "W1 least": Case([*W1, *LEAST], steps=30),
     "W1 plain": Case([*W1, *PLAIN], steps=20, warm_up=5),
-    "W2": Case(W2, steps=60, packed=True),
+    "W2": Case(W2, steps=90, packed=True),
     "W2 least": Case([*W2, *LEAST], steps=40, packed=True),
     "W2 plain": Case([*W2, *PLAIN], steps=30, warm_up=5, packed=True),
     "32k": Case(W1, steps=12, warm_up=3, long=32768, every=1),
@@ -151,7 +153,8 @@ def ours(name: str, case: Case, limits: Limits, arguments: argparse.Namespace) -
     timed = [line for line in lines if line["step"] > case.warm_up]
     if case.packed:
         most = max(map(tokens_of, timed))
-        timed = [line for line in timed if tokens_of(line) > 0.97 * most]
+        within = {line["step"] for before, line in pairwise(lines) if epoch_of(before, after=True) == epoch_of(line)}
+        timed = [line for line in timed if line["step"] in within and tokens_of(line) > 0.97 * most]
     tokens = statistics.median(map(tokens_of, timed))
     return Result(
         f"ltune {name}",
@@ -167,6 +170,11 @@ def ours(name: str, case: Case, limits: Limits, arguments: argparse.Namespace) -
 def tokens_of(line: dict) -> float:
     """A step's."""
     return line["train/tokens_per_second"] * line["train/step_seconds"]
+
+
+def epoch_of(line: dict, after: bool = False) -> int:
+    """The epoch, from 1, that the step belongs to, or what comes right after it."""
+    return math.floor(line["train/epoch"]) + 1 if after else math.ceil(line["train/epoch"])
 
 
 def long_rows(tokens: int, arguments: argparse.Namespace) -> list[str]:

@@ -4,6 +4,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from ltune.callbacks.step_numbers import tell
 from ltune.callbacks.when import at_log_step
 
 
@@ -19,7 +20,6 @@ class LearningRate(Callback):
         self._used = rate.detach().clone() if isinstance(rate, torch.Tensor) else rate
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
-        """Log it, in double precision: a plain float would be rounded to single."""
+        """Log it."""
         if at_log_step(trainer):
-            rate = torch.tensor(float(self._used), dtype=torch.float64)
-            pl_module.log("train/lr", rate, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
+            tell(trainer, {"train/lr": float(self._used)})

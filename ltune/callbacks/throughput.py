@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ltune.callbacks.when import at_log_step, on_the_host, stepped
+from ltune.callbacks.step_numbers import tell
+from ltune.callbacks.when import at_log_step, stepped
 
 
 class Throughput(Callback):
@@ -57,7 +58,7 @@ class Throughput(Callback):
             "train/step_seconds": seconds / self._steps,
             "train/peak_memory_gib": float(ranks[:, 2].max()) / 2**30,
         }
-        pl_module.log_dict(on_the_host(values), on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
+        tell(trainer, values)
         self._restart()
 
     def _restart(self) -> None:

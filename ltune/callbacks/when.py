@@ -1,6 +1,5 @@
-"""When a callback should act: after an optimizer step, and after one that is logged. Both are the same on every rank. And how it logs."""
+"""When a callback should act: after an optimizer step, and after one that is logged. Both are the same on every rank."""
 
-import torch
 from lightning.pytorch import Trainer
 
 
@@ -16,8 +15,3 @@ def at_log_step(trainer: Trainer) -> bool:
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and stepped(trainer) and (trainer.global_step == 1 or trainer.global_step % every == 0)
-
-
-def on_the_host(values: dict[str, float]) -> dict[str, torch.Tensor]:
-    """For Lightning's log: numbers it would send to the device and fetch again one by one, in single precision, while that waits."""
-    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ltune.callbacks.learning_rate import LearningRate
 from ltune.callbacks.metrics_file import JSONLines, read_metrics
+from ltune.callbacks.step_numbers import StepNumbers
 from ltune.callbacks.when import at_log_step, stepped
 from ltune.errors import ResourceError
 
@@ -73,13 +74,12 @@ def test_a_full_disk_is_a_resource_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-class Steps(Callback):
-    """What TrainMetrics does: names the optimizer step that the metrics of this moment belong to."""
+class Another(Callback):
+    """Logs in Lightning's way, which counts steps from 0."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if at_log_step(trainer):
-            values = {"train/loss": outputs["loss"], "step": float(trainer.global_step)}
-            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1, rank_zero_only=True)
+            pl_module.log("train/loss", outputs["loss"], on_step=True, on_epoch=False, batch_size=1)
 
 
 class SaveAt(Callback):
@@ -122,7 +122,7 @@ def fit(folder: Path, max_epochs: int, every: int, save_at: int | None = None, *
     trainer = Trainer(
         default_root_dir=folder, max_epochs=max_epochs, accumulate_grad_batches=2, log_every_n_steps=every,
         logger=JSONLines(folder), accelerator="cpu",
-        callbacks=[Steps(), LearningRate(), SaveAt(save_at, folder / "checkpoint")], num_sanity_val_steps=0,
+        callbacks=[Another(), LearningRate(), StepNumbers(), SaveAt(save_at, folder / "checkpoint")], num_sanity_val_steps=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Tiny(), rows, DataLoader(torch.randn(2, 4)), **options)

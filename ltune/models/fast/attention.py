@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ltune.models.fast.launch import has_triton
 from ltune.models.fast.lent_attention import add_of_borrowers
+from ltune.models.fast.rotary import Turn, gather_rotated_back, rotate
 from ltune.models.fast.short_attention import WIDEST, Lent, attend_short, attend_short_backward
 
 LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
@@ -44,7 +45,7 @@ def can_lend(longest: int, width: int, like: Tensor) -> bool:
 Saved = tuple[Tensor, Tensor, Any]  # o, lse, and what the kernel wants back
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None) -> Saved:
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None, room: bool = False) -> Saved:
     """o (T, H, D) and what its gradient needs.
 
     Args:
@@ -52,9 +53,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
         rows: Of the batch.
         scale: Of the scores.
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
+        room: Whether there is to be room behind the rows of o; there is where our own kernels are used.
     """
     if _short(q, rows):
-        return *attend_short(q, k, v, rows.starts, scale, window, rows.lent), None
+        return *attend_short(q, k, v, rows.starts, scale, window, rows.lent, room), None
     if not _has_kernel(q):
         return *_formula(q, k, v, rows, scale, window), None
     if _long(q, rows, window):
@@ -67,15 +69,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
 
 
 def attend_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Saved, rows: Rows, scale: float, window: int | None, turn: Turn, room: bool = False
+) -> Tensor:
+    """The gradients of queries and keys as they were before they were rotated, and of the values, side by side: (T, (H + 2 K) D); the same
+    bits each time.
+
+    Args:
+        do: (T, H, D).
+        saved: From the forward, as is the rest.
+        turn: By how much q and k were rotated.
+        room: Whether there is to be room behind the rows (room.py).
+    """
+    if not _short(q, rows):
+        return gather_rotated_back(*_gradients(do, q, k, v, saved, rows, scale, window), *turn, room)
+    o, lse, _ = saved
+    gradients, delta = attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window, turn, room, rows.lent)
+    dq, dk, dv = gradients.split([q.shape[1], k.shape[1], v.shape[1]], 1)
+    if rows.lent is not None:
+        add_of_borrowers(dk, dv, do, q, k, v, lse, delta, rows.starts, rows.lent, scale, window, turn)
+    if not turn.half(q.shape[2]):
+        rotate(gradients[:, : -v.shape[1]], turn.cos, -turn.sin)
+    return gradients.flatten(1)
+
+
+def _gradients(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Saved, rows: Rows, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v; the same bits each time."""
     o, lse, rest = saved
-    if _short(q, rows):
-        dq, dk, dv, delta = attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window, rows.lent)
-        if rows.lent is not None:
-            add_of_borrowers(dk, dv, do, q, k, v, lse, delta, rows.starts, rows.lent, scale, window)
-        return dq, dk, dv
     if not _has_kernel(q):
         return _formula_backward(do, q, k, v, o, lse, rows, scale, window)
     if _long(q, rows, window):

@@ -84,7 +84,7 @@ class FastDecoder:
         assert not self.caches, "close it first"
         with torch.inference_mode(False), torch.no_grad():  # what may outlive this must serve training too
             self._hold_weights()
-            self.fast._refresh()
+            self.fast.refresh()
         with torch.inference_mode():
             self.head = self.fast.head.weight.detach().to(self.fast.dtype)
             tokens = max(longest, min(wanted, self._fitting()))

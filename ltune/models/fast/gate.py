@@ -8,18 +8,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.room import roomy
 
 BLOCK = 1024
 
 
-def gated(gate_up: Tensor, gelu: bool) -> Tensor:
-    """(T, 2 F), its rows dense, to (T, F)."""
+def gated(gate_up: Tensor, gelu: bool, room: bool = False) -> Tensor:
+    """(T, 2 F), its rows dense, to (T, F), with room behind each row where that is asked for."""
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     if not has_triton(gate_up):
         g, u = gate_up.float().chunk(2, -1)
-        return ((functional.gelu(g, approximate="tanh") if gelu else functional.silu(g)) * u).to(gate_up.dtype)
-    h = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
-    _gated[(tokens, -(-width // BLOCK))](gate_up, h, width, gate_up.stride(0), gelu, BLOCK, num_warps=4)
+        h = ((functional.gelu(g, approximate="tanh") if gelu else functional.silu(g)) * u).to(gate_up.dtype)
+        return roomy(tokens, width, h).copy_(h) if room else h
+    h = roomy(tokens, width, gate_up) if room else gate_up.new_empty(tokens, width)
+    _gated[(tokens, -(-width // BLOCK))](gate_up, h, width, gate_up.stride(0), h.stride(0), gelu, BLOCK, num_warps=4)
     return h
 
 
@@ -52,14 +54,14 @@ def activation(g, GELU: tl.constexpr):
 
 
 @triton.jit
-def _gated(gate_up, h, width, stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _gated(gate_up, h, width, stride, stride_h, GELU: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
     g = tl.load(gate_up + token * stride + column, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(gate_up + token * stride + width + column, mask=mask, other=0.0).to(tl.float32)
     value, _ = activation(g, GELU)
-    tl.store(h + token * width + column, (value * u).to(h.dtype.element_ty), mask=mask)
+    tl.store(h + token * stride_h + column, (value * u).to(h.dtype.element_ty), mask=mask)
 
 
 @triton.jit

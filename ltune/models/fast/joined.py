@@ -39,6 +39,10 @@ class Joined:
         """x W^T + z B^T, written to y (T, out), z being there."""
         return torch.mm(whole(x), self.both[:-ROOM].mT, out=y)
 
+    def product_onto(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same, added to y in place."""
+        return y.addmm_(whole(x), self.both[:-ROOM].mT)
+
     def product_backward(self, dy: Tensor) -> Tensor:
         """dy W + dz A (T, in), dz being there."""
         return torch.mm(whole(dy), self.both[:, :-ROOM])

@@ -20,7 +20,7 @@ from ltune.models.fast.gate import gated, gated_backward
 from ltune.models.fast.norm import rms_norm, rms_norm_backward
 from ltune.models.fast.offload import Shelf
 from ltune.models.fast.projection import Gradients, Projection
-from ltune.models.fast.rotary import gather_rotated_back, rotate
+from ltune.models.fast.rotary import Turn, rotate
 
 
 class Keep(IntEnum):
@@ -39,8 +39,8 @@ class Norm:
     eps: float
     offset: float
 
-    def forward(self, x: Tensor, room: bool = False) -> tuple[Tensor, Tensor]:
-        return rms_norm(x, self.weight, self.eps, self.offset, room)
+    def forward(self, x: Tensor, room: bool = False, copy: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return rms_norm(x, self.weight, self.eps, self.offset, room, copy)
 
     def backward(self, dy: Tensor, x: Tensor, r: Tensor, add: Tensor | None = None, room: bool = False) -> tuple[Tensor, Gradients]:
         """dx (plus ``add``), and the weight's gradient if it is trained."""
@@ -56,7 +56,7 @@ class Context:
     """What all layers of a forward share."""
 
     rows: Rows
-    rotary: dict[str, tuple[Tensor, Tensor]]  # of a kind of layer: cos and sin, (T, R / 2)
+    rotary: dict[str, Turn]  # of a kind of layer
     keep: Keep
     shelf: Shelf  # where inputs wait for the backward
     chunk: int | None = None  # tokens that the feed-forward half takes at once; None: all
@@ -84,9 +84,9 @@ class AttentionHalf:
         norms = [one for one in (self.norm, self.q_norm, self.k_norm, self.after) if one]
         return [*self.qkv.parameters(), *self.out.parameters(), *(p for norm in norms for p in norm.parameters())]
 
-    def inner(self, x: Tensor, context: Context) -> dict[str, Any]:
-        """From the input to attention's own input."""
-        n, r = self.norm.forward(x, self.qkv.joined)
+    def inner(self, x: Tensor, context: Context, copy: Tensor | None = None) -> dict[str, Any]:
+        """From the input, which is copied on the way, to attention's own input."""
+        n, r = self.norm.forward(x, self.qkv.joined, copy)
         qkv, z = self.qkv.forward(n, self.qkv.weight())
         found: dict[str, Any] = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
         heads = qkv.view(len(x), -1, self.width)
@@ -99,7 +99,7 @@ class AttentionHalf:
         return found
 
     def attend(self, found: dict[str, Any], context: Context) -> Any:
-        return attend(*self._split(found), context.rows, self.scale, self.window)
+        return attend(*self._split(found), context.rows, self.scale, self.window, self.out.joined)
 
     def _split(self, found: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         heads = found["qkv"].view(len(found["qkv"]), -1, self.width)
@@ -107,11 +107,12 @@ class AttentionHalf:
 
     def forward(self, x: Tensor, context: Context, at: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         """y (T, H), or (N, H) where it is asked for at some places only; and what there is to keep."""
-        found = self.inner(x, context)
+        start = torch.empty_like(x) if self.out.joined and self.after is None and at is None else None
+        found = self.inner(x, context, start)
         found["attended"] = self.attend(found, context)
         o, stream = _chosen(found["attended"][0].reshape(len(x), -1), at), _chosen(x, at)
         if self.after is None:
-            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream)
+            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream, start=start)
             return y, found
         found["before"], found["z_out"] = self.out.forward(o, self.out.weight())
         normed, found["r_after"] = self.after.forward(found["before"])
@@ -130,8 +131,10 @@ class AttentionHalf:
         assert do is not None
         do, dy = _spread(do, at, len(x)), _spread(dy, at, len(x))
         heads = (len(x), self.heads, self.width)
-        dq, dk, dv = attend_backward(do.view(heads), *self._split(found), found["attended"], context.rows, self.scale, self.window)
-        dqkv = gather_rotated_back(dq, dk, dv, *context.rotary[self.kind], self.qkv.joined)
+        dqkv = attend_backward(
+            do.view(heads), *self._split(found), found["attended"], context.rows, self.scale, self.window,
+            context.rotary[self.kind], self.qkv.joined,
+        )  # fmt: skip
         inside: Gradients = []
         if self.q_norm and self.k_norm:
             inside = self._norms_backward(dqkv, found)
@@ -168,22 +171,32 @@ class FeedForwardHalf:
         norms = [one for one in (self.norm, self.after) if one]
         return [*self.gate_up.parameters(), *self.down.parameters(), *(p for norm in norms for p in norm.parameters())]
 
-    def inner(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
-        """From the input to gate and up."""
-        n, r = self.norm.forward(x, self.gate_up.joined)
+    def inner(self, x: Tensor, weight: Tensor, copy: Tensor | None = None) -> dict[str, Any]:
+        """From the input, which is copied on the way, to gate and up."""
+        n, r = self.norm.forward(x, self.gate_up.joined, copy)
         gate_up, z = self.gate_up.forward(n, weight)
         return {"n": n, "r": r, "z": z, "gate_up": gate_up}
 
     def forward(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         """y (T, H), and what there is to keep."""
-        found = self.inner(x, weights[0])
-        h = gated(found["gate_up"], self.gelu)
+        start = torch.empty_like(x) if self.down.joined and self.after is None else None
+        found = self.inner(x, weights[0], start)
+        h, z = self.gated(found["gate_up"])
         if self.after is None:
-            y, found["z_down"] = self.down.forward(h, weights[1], add=x)
-            return y, found
-        found["before"], found["z_down"] = self.down.forward(h, weights[1])
-        normed, found["r_after"] = self.after.forward(found["before"])
-        return x + normed, found
+            y, z = self.down.forward(h, weights[1], add=x, z=z, start=start)
+        else:
+            found["before"], z = self.down.forward(h, weights[1], z=z)
+            normed, found["r_after"] = self.after.forward(found["before"])
+            y = x + normed
+        found["z_down"] = None if z is None else z.contiguous()  # not a part of h, which is not kept
+        return y, found
+
+    def gated(self, gate_up: Tensor) -> tuple[Tensor, Tensor | None]:
+        """h, and what down's low-rank part makes of it, where that comes with it."""
+        low = self.down.low
+        if gate_lowrank.serves(gate_up, low.ranks) and not low.left_out:
+            return gate_lowrank.gated_low_rank(gate_up, self.gelu, low.scaled_a, self.down.joined)
+        return gated(gate_up, self.gelu, self.down.joined), None
 
     def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
         """dx, and the gradients of ``parameters()``; uses up gate_up."""
@@ -237,9 +250,9 @@ def again_feed_forward(half: FeedForwardHalf, x: Tensor, weights: tuple[Tensor, 
     low_rank = half.down.low.a.shape[0] > 0
     found["z_down"] = None
     if low_rank or half.after is not None:
-        h = gated(found["gate_up"], half.gelu)
-        found["z_down"] = half.down.low.down(h)
+        h, z = half.gated(found["gate_up"])
+        found["z_down"] = half.down.low.down(h) if z is None else z
         if half.after is not None:
-            found["before"], _ = half.down.forward(h, weights[1])
+            found["before"], _ = half.down.forward(h, weights[1], z=found["z_down"])
             found["r_after"] = half.after.forward(found["before"])[1]
     return found

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import tl, triton
-from ltune.models.fast.short_attention import ALL, KEYS, LOG2E, Lent, Sizes, gradients_of_keys, grid, shape_of
-from ltune.models.fast.tiles import load, place_of, store
+from ltune.models.fast.rotary import Turn
+from ltune.models.fast.short_attention import ALL, LOG2E, Lent, Sizes, grid, shape_of
+from ltune.models.fast.tiles import load, place_of, queries_of, store, turned_back
 
-FEW = (Sizes(128, 16, 4, 2), Sizes(64, 16, 4, 1))  # where rows borrow no more than 16 tokens each, such as a template's first
+FEW = (Sizes(64, 16, 4, 2), Sizes(64, 16, 4, 2))  # where rows borrow no more than 16 tokens each, such as a template's first
+MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
 TOGETHER = 16  # borrowers whose sums are added up at once
 
 
@@ -28,32 +30,34 @@ def add_of_borrowers(
     lent: Lent,
     scale: float,
     window: int | None,
+    turn: Turn,
 ) -> None:
     """Add to dk and dv, in place, what lent tokens get of other rows.
 
     Args:
-        dk: (T, K, D), dense, as is ``dv``: what the tokens get of their own row.
-        delta: (H, T) float32, as ``attend_short_backward`` gives it; the rest is as it was there.
+        dk: (T, K, D), as is ``dv``: what the tokens get of their own row, as ``attend_short_backward`` gives it.
+        delta: (H, T) float32, from there; the rest is as it was there.
     """  # fmt: skip
     heads, width = q.shape[1:]
     of_keys, of_values = (torch.empty(lent.most, *k.shape[1:], dtype=torch.float32, device=k.device) for _ in range(2))
-    sizes = (FEW if lent.most <= 16 * len(starts) else KEYS)[width > 128]
+    sizes = (FEW if lent.most <= 16 * len(starts) else MANY)[width > 128]
     _, shape = shape_of(heads // k.shape[1], width, sizes)
     _borrowed_keys[grid(lent.most, starts, sizes.keys, k)](
-        do, q, k, v, lse, delta, of_keys, of_values, starts, lent.lenders, lent.borrowed,
+        do, q, k, v, lse, delta, of_keys, of_values, starts, lent.lenders, lent.borrowed, turn.cos, turn.sin,
         q.stride(0), k.stride(0), v.stride(0), do.stride(0), of_keys.stride(0), len(q), len(starts) - 1, scale, scale * LOG2E,
-        window or ALL, **shape,
+        window or ALL, turn.half(width), **shape,
     )  # fmt: skip
     row = k.shape[1] * width
     _add_up[(lent.most + len(starts) - 1, -(-row // 256))](
-        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, TOGETHER, 256, num_warps=4
-    )
+        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, dk.stride(0), TOGETHER, 256,
+        num_warps=4,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def _borrowed_keys(
-    do, q, k, v, lse, delta, of_keys, of_values, starts, lenders, borrowed, stride_q, stride_k, stride_v, stride_o, stride_of, tokens, rows,
-    scale, scale2, window,
+    do, q, k, v, lse, delta, of_keys, of_values, starts, lenders, borrowed, cos, sin, stride_q, stride_k, stride_v, stride_o, stride_of,
+    tokens, rows, scale, scale2, window, HALF: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row, before, count, first = place_of(borrowed, rows, KEYS)
@@ -66,16 +70,30 @@ def _borrowed_keys(
     values = load(v + lender * stride_v, key, key * 0 + key_head, stride_v, key < count, DIM, WIDTH)
     begin = tl.load(starts + row).to(tl.int64)
     length = tl.load(starts + row + 1) - begin.to(tl.int32)
-    dk, dv = gradients_of_keys(
-        do, q, lse, delta, keys, values, key, begin, length, 0, tl.minimum(first + KEYS + window - 1 - count, length), count, key_head,
-        stride_q, stride_o, tokens, window, scale2, GROUP, PADDED, PACKED, KEYS, DIM, WIDTH,
-    )  # fmt: skip
-    store(of_keys + before * stride_of, dk * scale, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
+    # (WIDTH, keys), since there are few keys: large tiles are quick in their first dimension only
+    dk = tl.zeros((WIDTH, KEYS), tl.float32)
+    dv = tl.zeros((WIDTH, KEYS), tl.float32)
+    for block in range(0, tl.minimum(first + KEYS + window - 1 - count, length), PACKED // PADDED):
+        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
+        queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
+        upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
+        at = begin + head.to(tl.int64) * tokens + token
+        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
+        inner = tl.load(delta + at, mask=known, other=0.0)
+        back = token[:, None] + count - key[None, :]
+        s = tl.dot(queries, tl.trans(keys)) * scale2 - norm[:, None]
+        p = tl.exp2(tl.where((back >= 0) & (back < window), s, -1e30))
+        dv = tl.dot(tl.trans(upstream), p.to(upstream.dtype), dv)
+        ds = p * (tl.dot(upstream, tl.trans(values)) - inner[:, None])
+        dk = tl.dot(tl.trans(queries), ds.to(queries.dtype), dk)
+    dv = tl.trans(dv)
+    dk = turned_back(tl.trans(dk) * scale, lender + key, key < count, cos, sin, HALF)
+    store(of_keys + before * stride_of, dk, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
     store(of_values + before * stride_of, dv, key, key * 0 + key_head, stride_of, key < count, DIM, WIDTH)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, width, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
+def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, width, stride, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
     """A program for each borrowed token and part of its numbers; those of a lender's first borrower do the work."""
     row, before, count, place = place_of(borrowed, rows, 1)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -83,7 +101,7 @@ def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, widt
     sharers = tl.load(borrowers + row)
     if (place >= count) | (sharers == 0):
         return
-    to = (tl.load(lenders + row).to(tl.int64) + place) * width + column
+    to = (tl.load(lenders + row).to(tl.int64) + place) * stride + column
     sum_k = tl.load(dk + to, mask=known, other=0.0).to(tl.float32)
     sum_v = tl.load(dv + to, mask=known, other=0.0).to(tl.float32)
     for block in range(0, sharers, TOGETHER):

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from ltune.models.fast import lowrank_backward
 from ltune.models.fast.joined import Joined
-from ltune.models.fast.launch import has_triton, tile_of, tl, triton
 from ltune.models.fast.room import ROOM, has_room, room
 
 if TYPE_CHECKING:
     from ltune.models.fast.projection import Projection
-
-MOST = 64  # ranks whose product is added to the residual stream in one pass
 
 
 @dataclass
@@ -29,7 +26,7 @@ class LowRank:
     b: Tensor  # (out, R), block-diagonal
     scaled_a: Tensor
     scaled_b: Tensor
-    joined: Joined | None = None  # with the weights, whose tensor A is part of, and a copy of B
+    joined: Joined | None = None  # with the weights, whose tensor A and B are part of
     left_out: bool = False  # for the time being; never in a pass that has a backward
 
     @classmethod
@@ -73,18 +70,9 @@ class LowRank:
             db = summed_product(dy.mT, z)
         return dz[:, : self.ranks], db
 
-    def up(self, z: Tensor, add: Tensor | None) -> Tensor:
-        """z B^T (T, out), plus ``add``."""
-        if add is None or not has_triton(z) or self.ranks > MOST:
-            y = torch.mm(z, self.b.mT)
-            return y if add is None else y.add_(add)
-        y = torch.empty_like(add)
-        ranks = tile_of(self.ranks)
-        tokens, columns = 32, 128  # the quickest of twelve on an H200
-        _up[(-(-len(z) // tokens), -(-add.shape[1] // columns))](
-            z, self.b, add, y, len(z), add.shape[1], z.stride(0), self.ranks, ranks, tokens, columns, num_warps=8
-        )
-        return y
+    def up(self, z: Tensor) -> Tensor:
+        """z B^T (T, out)."""
+        return torch.mm(z, self.b.mT)
 
 
 def summed_product(left: Tensor, right: Tensor) -> Tensor:
@@ -99,7 +87,7 @@ class Copy:
     """Trained values of many layers, and where they go."""
 
     masters: list[Tensor]
-    plain: list[Tensor]  # (layers, ...) each
+    plain: Tensor  # (layers, ...)
     scaled: Tensor
     scale: float
 
@@ -125,22 +113,21 @@ def _stacked(group: list["Projection"], dtype: torch.dtype, joined: bool) -> lis
     first = group[0]
     rank = sum(part[0].shape[0] for part in first.low_rank if part)
     place = _joined if joined and first.quantized and rank <= ROOM else _apart
-    a, bs, scaled_a, scaled_b = place(group, rank, dtype)
+    a, b, scaled_a, scaled_b = place(group, rank, dtype)
     copies: list[Copy] = []
     row = out = 0
     for index, (part, size) in enumerate(zip(first.low_rank, first.sizes, strict=True)):
         if part:
             rows, columns = slice(row, row + part[0].shape[0]), slice(out, out + size)
             parts = [projection.low_rank[index] for projection in group]
-            copies.append(Copy([one[0] for one in parts if one], [a[:, rows]], scaled_a[:, rows], part[2]))
-            places = [b[:, columns, rows] for b in bs]
-            copies.append(Copy([one[1] for one in parts if one], places, scaled_b[:, columns, rows], part[2]))
+            copies.append(Copy([one[0] for one in parts if one], a[:, rows], scaled_a[:, rows], part[2]))
+            copies.append(Copy([one[1] for one in parts if one], b[:, columns, rows], scaled_b[:, columns, rows], part[2]))
             row = rows.stop
         out += size
     return copies
 
 
-Places = tuple[Tensor, list[Tensor], Tensor, Tensor]  # A, B wherever it stands, and both scaled; each (layers, ...)
+Places = tuple[Tensor, Tensor, Tensor, Tensor]  # A, B, and both scaled; each (layers, ...)
 
 
 def _apart(group: list["Projection"], rank: int, dtype: torch.dtype) -> Places:
@@ -149,7 +136,7 @@ def _apart(group: list["Projection"], rank: int, dtype: torch.dtype) -> Places:
     b, scaled_b = torch.zeros(2, layers, outputs, rank, dtype=dtype, device=device)
     for number, projection in enumerate(group):
         projection.low = LowRank(a[number], b[number], scaled_a[number], scaled_b[number])
-    return a, [b], scaled_a, scaled_b
+    return a, b, scaled_a, scaled_b
 
 
 def _joined(group: list["Projection"], rank: int, dtype: torch.dtype) -> Places:
@@ -157,12 +144,12 @@ def _joined(group: list["Projection"], rank: int, dtype: torch.dtype) -> Places:
     both = torch.zeros(layers, outputs + ROOM, inputs + ROOM, dtype=dtype, device=device)
     filled_a = torch.zeros(layers, ROOM, inputs, dtype=dtype, device=device)
     filled_b = torch.zeros(layers, outputs, ROOM, dtype=dtype, device=device)
-    b = torch.zeros(layers, outputs, rank, dtype=dtype, device=device)  # dense, for sums with the residual stream
-    a, scaled_a, scaled_b = both[:, outputs : outputs + rank, :inputs], filled_a[:, :rank], filled_b[..., :rank]
+    a, b = both[:, outputs : outputs + rank, :inputs], both[:, :outputs, inputs : inputs + rank]
+    scaled_a, scaled_b = filled_a[:, :rank], filled_b[..., :rank]
     for number, projection in enumerate(group):
         joined = Joined(both[number], filled_a[number], filled_b[number])
         projection.low = LowRank(a[number], b[number], scaled_a[number], scaled_b[number], joined)
-    return a, [b, both[:, :outputs, inputs : inputs + rank]], scaled_a, scaled_b
+    return a, b, scaled_a, scaled_b
 
 
 def _sizes(group: list["Projection"]) -> tuple[int, int, int, torch.device]:
@@ -200,19 +187,5 @@ def refresh(copies: list[Copy]) -> None:
     """Copy the trained values."""
     for copy in copies:
         values = torch.stack([master.detach() for master in copy.masters])
-        for place in copy.plain:
-            place.copy_(values)
+        copy.plain.copy_(values)
         copy.scaled.copy_(values if copy.scale == 1.0 else values.mul_(copy.scale))
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _up(z, b, add, y, tokens, width, stride, ranks, RANKS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    rank = tl.arange(0, RANKS)
-    mask = (token < tokens)[:, None] & (column < width)[None, :]
-    left = tl.load(z + token[:, None] * stride + rank[None, :], mask=(token < tokens)[:, None] & (rank < ranks)[None, :], other=0.0)
-    right = tl.load(b + column[None, :] * ranks + rank[:, None], mask=(column < width)[None, :] & (rank < ranks)[:, None], other=0.0)
-    at = token[:, None] * width + column[None, :]
-    start = tl.load(add + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + at, tl.dot(left, right, start, input_precision="ieee").to(y.dtype.element_ty), mask=mask)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton, shares, tile_of, tl, triton
+from ltune.models.fast.parts import add_parts
 
 MOST = 64  # ranks
 WORTH = 2**26  # numbers of dy; below, two products are as quick (measured on an H200)
@@ -47,8 +48,7 @@ def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
         dy, z, b, of_dz, db, tokens, width, share, dy.stride(0), z.stride(0), b.stride(0), ranks,
         padded, COLUMNS, at_once, num_warps=WARPS, num_stages=stages,
     )  # fmt: skip
-    columns = 1 << (dz.shape[1] - 1).bit_length()
-    _add[(-(-tokens // 4),)](of_dz, dz, tokens, ranks, dz.shape[1], dz.stride(0), blocks, padded, columns, 64, 4)
+    add_parts(of_dz, dz)
     return db.sum(0) if count > 1 else db[0]
 
 
@@ -75,24 +75,3 @@ def _low_rank_backward(
         tl.store(to, tl.dot(d, up, input_precision="ieee"), mask=inside & has[None, :])
     to = db + (tl.program_id(1).to(tl.int64) * width + column[:, None]) * ranks + rank[None, :]
     tl.store(to, total, mask=known[:, None] & has[None, :])
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def _add(
-    parts, dz, tokens, ranks, columns, stride, blocks,
-    RANKS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
-    begin = tl.program_id(0).to(tl.int64) * TOKENS
-    number = tl.arange(0, TOKENS * RANKS)
-    token, rank = begin + number // RANKS, number % RANKS
-    known = (token < tokens) & (rank < ranks)
-    block = tl.arange(0, BLOCKS)
-    total = tl.zeros((BLOCKS, TOKENS * RANKS), dtype=tl.float32)
-    for first in range(0, blocks, BLOCKS):
-        at = parts + ((first + block).to(tl.int64) * tokens)[:, None] * ranks + (token * ranks + rank)[None, :]
-        total += tl.load(at, mask=(first + block < blocks)[:, None] & known[None, :], other=0.0)
-    tl.store(dz + token * stride + rank, tl.sum(total, 0).to(dz.dtype.element_ty), mask=known)
-    number = tl.arange(0, TOKENS * COLUMNS)
-    token, column = begin + number // COLUMNS, number % COLUMNS
-    nothing = tl.zeros((TOKENS * COLUMNS,), dtype=dz.dtype.element_ty)
-    tl.store(dz + token * stride + column, nothing, mask=(token < tokens) & (column >= ranks) & (column < columns))

@@ -70,7 +70,8 @@ def activations(shape: Shape, setting: Setting, tokens: int) -> int:
         extra += 4 * shape.heads
     if setting.keep is Keep.ALL:
         row += (4 if shape.after else 2) * shape.hidden + (2 if shape.normed else 1) * shape.qkv + shape.gate_up
-        row += 4 * ROOM if setting.cached and shape.room else 0  # behind the normalised inputs, q, k and v, gate and up
+        # behind the normalised inputs, q, k and v, attention's output, gate and up
+        row += 5 * ROOM if setting.cached and shape.room else 0
         extra += shape.size * shape.ranks + 16 + (4 * shape.qkv * shape.heads // shape.attended if shape.normed else 0)
     return tokens * shape.layers * (row * shape.size + extra)
 

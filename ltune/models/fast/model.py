@@ -15,6 +15,7 @@ from ltune.models.fast.memory import Setting, Shape
 from ltune.models.fast.offload import HostShelf, Shelf
 from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
+from ltune.models.fast.rotary import Turn
 from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
 from ltune.models.fast.training_graphs import BUCKET, OWN_SHORT, SHORT, STEP, Size, TrainingGraphs, padded, rows_of
 
@@ -181,7 +182,7 @@ class FastModel:
     def layers_output(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, at: Tensor | None = None) -> Tensor:
         """What the last norm reads, (T, H), or at the places ``at`` only, (N, H)."""
         training = torch.is_grad_enabled()
-        self._refresh()
+        self.refresh()
         graphs = self.graphs if training and self.change is None and len(input_ids) <= SHORT else None
         if graphs is None and (self.change is not None or rows.longest > OWN_SHORT):
             return self._layers(input_ids, position_ids, rows, training, at)
@@ -220,17 +221,18 @@ class FastModel:
             embedded = self.host_embeddings[input_ids.cpu()].to(input_ids.device)
         return embedded if self.change is None else self.change(embedded)
 
-    def _rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _rotary(self, x: Tensor, position_ids: Tensor) -> dict[str, Turn]:
         found = {}
         for kind in self.kinds:
             arguments = (x[None], position_ids[None], *([kind] if kind and _by_kind(self.decoder.rotary_emb) else []))
             cos, sin = self.decoder.rotary_emb(*arguments)  # (1, T, R), both halves alike
             half = cos.shape[-1] // 2
-            found[kind] = cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+            found[kind] = Turn(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         return found
 
-    def _refresh(self) -> None:
-        """The products' copies of what is trained, if that has changed since."""
+    def refresh(self) -> None:
+        """The products' copies of what is trained, if that has changed since; a forward does so too. Right after an optimizer step it costs
+        nothing: the device is still at that."""
         copied = [(view, master) for one in self.projections for view, master in zip(one.working, one.masters, strict=True)]
         masters = [master for copy in self.copies for master in copy.masters] + [master for _, master in copied]
         versions = sum(master._version for master in masters)

@@ -10,18 +10,21 @@ from ltune.models.fast.launch import has_triton, tl, triton
 from ltune.models.fast.room import roomy
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = False) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = False, copy: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The normalised input and r.
 
     Args:
         x: (..., H); the last dimension is dense, and one stride fits the others within each of at most two leading dimensions.
         weight: (H,).
         room: Whether there is to be room behind the rows of y; x is (T, H) then.
+        copy: (T, H), dense: where x is to be copied to, as is x.
 
     Returns:
         y like x, dense but for that; r (..., ) float32.
     """
     if not has_triton(x):
+        if copy is not None:
+            copy.copy_(x)
         r = torch.rsqrt(x.float().square().mean(-1) + eps)
         return _placed((x.float() * r[..., None] * (offset + weight.float())).to(x.dtype), room), r
     y = _empty(x, room)
@@ -30,7 +33,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = 
     stride = x.stride(1) if x.dim() == 3 else 0
     width = x.shape[-1]
     block, warps = _sizes(width)
-    _norm[(r.numel(),)](x, weight, y, r, x.stride(0), stride, _step(y), heads, width, eps, offset, block, num_warps=warps)
+    _norm[(r.numel(),)](
+        x, weight, y, r, copy, x.stride(0), stride, _step(y), heads, width, eps, offset, copy is not None, block, num_warps=warps
+    )  # fmt: skip
     return y, r
 
 
@@ -99,12 +104,17 @@ def _sizes(width: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _norm(x, weight, y, r, stride_row, stride_head, stride_y, heads, width, eps, offset, BLOCK: tl.constexpr):
+def _norm(
+    x, weight, y, r, copy, stride_row, stride_head, stride_y, heads, width, eps, offset, COPY: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
     start = (row // heads) * stride_row + (row % heads) * stride_head
-    value = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(x + start + column, mask=mask, other=0.0)
+    if COPY:
+        tl.store(copy + row * width + column, value, mask=mask)
+    value = value.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
     w = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(y + row * stride_y + column, (value * scale * (offset + w)).to(y.dtype.element_ty), mask=mask)

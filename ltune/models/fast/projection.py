@@ -107,35 +107,40 @@ class Projection:
 
     # -- the products ---------------------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, weight: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, weight: Tensor, add: Tensor | None = None, z: Tensor | None = None, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """y (T, out), plus ``add``; and z (T, R), which the backward wants. Without ``add`` y has room where x has.
 
         Args:
             x: (T, in), its rows dense.
             weight: What ``weight()`` gave.
             add: (T, out), such as the residual stream.
+            z: Where it is there already, and in the room behind x too if there is one.
+            start: A copy of ``add``, which may be used up.
         """
-        z = self.low.down(x)
-        if add is None and (joined := self.low.joining(x)):
-            y = joined.product(x, roomy(len(x), sum(self.sizes), x))
+        z = self.low.down(x) if z is None else z
+        if joined := self.low.joining(x):
+            if add is None:
+                y = joined.product(x, roomy(len(x), sum(self.sizes), x))
+            else:
+                y = joined.product_onto(x, add.clone() if start is None else start)
             return y if self.bias is None else y.add_(self.bias), z
-        start = self._start(x, z, add)
+        start = self._start(x, z)
         # in place: out of place, torch would copy the start value first
         y = torch.mm(x, weight.mT) if start is None else start.addmm_(x, weight.mT)
         if self.bias is not None:
             y += self.bias
-        if add is not None and start is None:
+        if add is not None:  # last: what the low-rank part adds may be less than the residual stream is rounded by
             y += add
         return y, z
 
-    def _start(self, x: Tensor, z: Tensor | None, add: Tensor | None) -> Tensor | None:
+    def _start(self, x: Tensor, z: Tensor | None) -> Tensor | None:
         """What the large product is added to: the low-rank one. While that is left out it counts as zeros, so that a model with an adapter
         that does nothing yet and the same model without it round alike."""
         if z is not None:
-            return self.low.up(z, add)
-        if not self.low.left_out:
-            return None
-        return x.new_zeros(len(x), sum(self.sizes)) if add is None else add.clone()
+            return self.low.up(z)
+        return x.new_zeros(len(x), sum(self.sizes)) if self.low.left_out else None
 
     def backward(self, dy: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, need_dx: bool = True) -> tuple[Tensor | None, Gradients]:
         """dx (T, in), or None; and the gradients of ``parameters()``."""

@@ -3,11 +3,25 @@
 (a, b) -> (a cos - b sin, b cos + a sin)      a, b: first and second half of a head's rotated dimensions
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton, tl, triton
 from ltune.models.fast.room import roomy
+
+
+class Turn(NamedTuple):
+    """By how much queries and keys are rotated."""
+
+    cos: Tensor  # (T, R / 2) of the first half of the R dimensions that are rotated, the second being alike; dense
+    sin: Tensor
+
+    def half(self, width: int) -> int:
+        """Half a head's dimensions where attention's kernels turn its gradient back, else 0: all are rotated, and are a power of two."""
+        half = self.cos.shape[1]
+        return half if 2 * half == width == max(16, _up(width)) else 0
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:

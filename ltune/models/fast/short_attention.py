@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import tl, triton
-from ltune.models.fast.tiles import load, place_of, queries_of, store
+from ltune.models.fast.room import roomy
+from ltune.models.fast.rotary import Turn
+from ltune.models.fast.tiles import load, place_of, queries_of, store, turned_back
 
 
 class Lent(NamedTuple):
@@ -50,7 +52,7 @@ LOG2E = 1.4426950408889634
 
 
 def attend_short(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, window: int | None, lent: Lent | None = None
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, window: int | None, lent: Lent | None = None, room: bool = False
 ) -> tuple[Tensor, Tensor]:
     """o (T, H, D), and lse (H, T) float32.
 
@@ -60,9 +62,10 @@ def attend_short(
         scale: Of the scores.
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
         lent: What rows see beside their own.
+        room: Whether there is to be room behind the rows of o.
     """
     tokens, heads, width = q.shape
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    o = (roomy(tokens, heads * width, q) if room else q.new_empty(tokens, heads * width)).view(tokens, heads, width)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     group, sizes = heads // k.shape[1], FORWARD[width > 128]
     tile, shape = shape_of(group, width, sizes)
@@ -83,29 +86,36 @@ def attend_short_backward(
     starts: Tensor,
     scale: float,
     window: int | None,
+    turn: Turn,
+    room: bool,
     lent: Lent | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, dense; and delta, (H, T) float32. What comes to lent tokens from other rows is not in them.
+) -> tuple[Tensor, Tensor]:
+    """The gradients of q, k and v side by side, (T, H + 2 K, D), those of q and k turned back; and delta, (H, T) float32. What comes to
+    lent tokens from other rows is not in them.
 
     Args:
-        do: (T, H, D), dense, like o.
+        do: (T, H, D).
         o: From the forward, as is lse; the rest is as it was there.
+        turn: By how much q and k were rotated.
+        room: Whether there is to be room behind the gradients' rows (room.py).
     """  # fmt: skip
     tokens, heads, width = q.shape
-    do, group = do.contiguous(), heads // k.shape[1]
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    do, key_heads = do.contiguous(), k.shape[1]
+    size = (heads + 2 * key_heads) * width
+    gradients = (roomy(tokens, size, q) if room else q.new_empty(tokens, size)).view(tokens, -1, width)
+    dq, dk, dv = gradients.split([heads, key_heads, key_heads], 1)
     delta = torch.empty_like(lse)  # written with dq, read for dk and dv
-    strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), dk.stride(0))
-    rest = (*strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL)
-    tile, shape = shape_of(group, width, QUERIES[width > 128])
+    strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
+    rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
+    tile, shape = shape_of(heads // key_heads, width, QUERIES[width > 128])
     beside = seen_beside(lent)
     _backward_queries[grid(tokens, starts, tile, k)](
         do, q, k, v, o, lse, delta, dq, starts, *beside, *rest, lent is not None, **shape
     )  # fmt: skip
     sizes = KEYS[width > 128]
-    tile, shape = shape_of(group, width, sizes)
+    tile, shape = shape_of(heads // key_heads, width, sizes)
     _backward_keys[grid(tokens, starts, sizes.keys, k)](do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
-    return dq, dk, dv, delta
+    return gradients, delta
 
 
 def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
@@ -182,7 +192,7 @@ def _seen(token, key, limit, offset, window, LENT: tl.constexpr):
 
 @triton.jit
 def gradients_of_keys(
-    do, q, lse, delta, keys, values, key, begin, length, first, end, offset, key_head, stride_q, stride_o, tokens, window, scale2,
+    do, q, lse, delta, keys, values, key, begin, length, first, end, offset, key_head, stride_q, stride_do, tokens, window, scale2,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """ds^T q and p^T do, added up over the row's queries from ``first`` to before ``end``."""
@@ -191,7 +201,7 @@ def gradients_of_keys(
     for block in range(first, end, PACKED // PADDED):
         token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
         queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
-        upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
+        upstream = load(do + begin * stride_do, token, head, stride_do, known, DIM, WIDTH)
         at = begin + head.to(tl.int64) * tokens + token
         norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
         inner = tl.load(delta + at, mask=known, other=0.0)
@@ -241,8 +251,8 @@ def _forward(
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def _backward_queries(
-    do, q, k, v, o, lse, delta, dq, starts, lenders, borrowed, stride_q, stride_k, stride_v, stride_o, stride_dk, tokens, rows,
-    scale, scale2, window, LENT: tl.constexpr,
+    do, q, k, v, o, lse, delta, dq, starts, lenders, borrowed, cos, sin, stride_q, stride_k, stride_v, stride_do, stride_o, stride_d,
+    tokens, rows, scale, scale2, window, HALF: tl.constexpr, LENT: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = PACKED // PADDED
@@ -252,7 +262,7 @@ def _backward_queries(
     key_head = tl.program_id(1)
     token, head, known = queries_of(first, length, key_head, GROUP, PADDED, PACKED)
     queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
-    upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
+    upstream = load(do + begin * stride_do, token, head, stride_do, known, DIM, WIDTH)
     output = load(o + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
     inner = tl.sum(upstream.to(tl.float32) * output.to(tl.float32), 1)
     at = begin + head.to(tl.int64) * tokens + token
@@ -271,12 +281,14 @@ def _backward_queries(
         tl.maximum(first - window + 1, 0), tl.minimum(first + TILE, length), length, 0, window, scale2, norm, inner, gradient, False,
         KEYS, DIM, WIDTH,
     )  # fmt: skip
-    store(dq + begin * stride_o, gradient * scale, token, head, stride_o, known, DIM, WIDTH)
+    gradient = turned_back(gradient * scale, begin + token, known, cos, sin, HALF)
+    store(dq + begin * stride_d, gradient, token, head, stride_d, known, DIM, WIDTH)
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def _backward_keys(
-    do, q, k, v, lse, delta, dk, dv, starts, stride_q, stride_k, stride_v, stride_o, stride_dk, tokens, rows, scale, scale2, window,
+    do, q, k, v, lse, delta, dk, dv, starts, cos, sin, stride_q, stride_k, stride_v, stride_do, stride_o, stride_d, tokens, rows,
+    scale, scale2, window, HALF: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row, begin, length, first = place_of(starts, rows, KEYS)
@@ -288,7 +300,8 @@ def _backward_keys(
     values = load(v + begin * stride_v, key, key * 0 + key_head, stride_v, key < length, DIM, WIDTH)
     of_keys, of_values = gradients_of_keys(
         do, q, lse, delta, keys, values, key, begin, length, first, tl.minimum(first + KEYS + window - 1, length), 0, key_head,
-        stride_q, stride_o, tokens, window, scale2, GROUP, PADDED, PACKED, KEYS, DIM, WIDTH,
+        stride_q, stride_do, tokens, window, scale2, GROUP, PADDED, PACKED, KEYS, DIM, WIDTH,
     )  # fmt: skip
-    store(dk + begin * stride_dk, of_keys * scale, key, key * 0 + key_head, stride_dk, key < length, DIM, WIDTH)
-    store(dv + begin * stride_dk, of_values, key, key * 0 + key_head, stride_dk, key < length, DIM, WIDTH)
+    of_keys = turned_back(of_keys * scale, begin + key, key < length, cos, sin, HALF)
+    store(dk + begin * stride_d, of_keys, key, key * 0 + key_head, stride_d, key < length, DIM, WIDTH)
+    store(dv + begin * stride_d, of_values, key, key * 0 + key_head, stride_d, key < length, DIM, WIDTH)

@@ -102,7 +102,21 @@ def run_backward(
         d, of_attention = attention.backward(d, x, found, context, need_dx or number > 0, read)
         of_layers.append([*of_attention, *of_feed_forward])
         del found, x
-    return d, [gradient for gradients in reversed(of_layers) for gradient in gradients]
+    return d, _dense([gradient for gradients in reversed(of_layers) for gradient in gradients])
+
+
+def _dense(gradients: Gradients) -> Gradients:
+    """Those that are parts of wider ones copied, all layers' at once: autograd would copy one at a time."""
+    alike: dict[tuple, list[int]] = {}
+    for place, gradient in enumerate(gradients):
+        if gradient is not None and not gradient.is_contiguous():
+            alike.setdefault((gradient.shape, gradient.dtype), []).append(place)
+    found = list(gradients)
+    for places in alike.values():
+        parts = [part for place in places if (part := gradients[place]) is not None]
+        for place, gradient in zip(places, torch.stack(parts).unbind(), strict=True):
+            found[place] = gradient
+    return found
 
 
 def _feed_forward_backward(

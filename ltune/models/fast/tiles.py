@@ -37,6 +37,19 @@ def load(x, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def turned_back(value, token, known, cos, sin, HALF: tl.constexpr):
+    """Gradients (tokens, 2 HALF) of rotated heads as those of the heads before (rotary.py); as they are where HALF is 0."""
+    if HALF:
+        tokens: tl.constexpr = value.shape[0]
+        a, b = tl.split(tl.permute(tl.reshape(value, (tokens, 2, HALF)), (0, 2, 1)))
+        at = token[:, None] * HALF + tl.arange(0, HALF)[None, :]
+        c = tl.load(cos + at, mask=known[:, None], other=0.0).to(tl.float32)
+        s = tl.load(sin + at, mask=known[:, None], other=0.0).to(tl.float32)
+        value = tl.reshape(tl.permute(tl.join(a * c + b * s, b * c - a * s), (0, 2, 1)), (tokens, 2 * HALF))
+    return value
+
+
+@triton.jit
 def store(x, value, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
     at = token[:, None] * stride + (head * DIM)[:, None] + column[None, :]

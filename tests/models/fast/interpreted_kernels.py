@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from ltune.models.fast import attention, gate, gate_lowrank, launch, loss, lowrank, lowrank_backward, norm, rotary
+from ltune.models.fast import attention, gate, gate_lowrank, launch, loss, lowrank_backward, norm, rotary
 from ltune.models.fast.room import has_room, room, roomy
 
 HALF, FULL = torch.float16, torch.float32  # the interpreter cannot multiply bfloat16
@@ -47,16 +47,20 @@ def assert_near(found, expected, dtype):
 # -- attention ------------------------------------------------------------------------------------------------------------------------
 
 
-def attended(lengths, heads, key_heads, width, window, dtype, lent=None):
-    """o, lse, dq, dk, dv of queries, keys and values that lie in one buffer, as they do in a layer."""
+def attended(lengths, heads, key_heads, width, window, dtype, lent=None, rotated=1.0, room=False):
+    """o, lse, and the gradients side by side, of queries, keys and values that lie in one buffer, as they do in a layer."""
     torch.manual_seed(7)
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    angle = torch.randn(sum(lengths), int(width * rotated) // 2)
     rows, scale = attention.Rows(starts, max(lengths), lent), width**-0.5
     buffer = torch.randn(sum(lengths), heads + 2 * key_heads, width).to(dtype)
     split = buffer.split([heads, key_heads, key_heads], 1)
     do = torch.randn(sum(lengths), heads, width).to(dtype)
-    saved = attention.attend(*split, rows, scale, window)
-    return *saved[:2], *attention.attend_backward(do, *split, saved, rows, scale, window)
+    saved = attention.attend(*split, rows, scale, window, room)
+    assert has_room(saved[0].flatten(1)) == (room and launch.INTERPRETED)
+    gradients = attention.attend_backward(do, *split, saved, rows, scale, window, rotary.Turn(angle.cos(), angle.sin()), room)
+    assert has_room(gradients) == room
+    return *saved[:2], gradients
 
 
 @pytest.mark.parametrize(
@@ -70,11 +74,11 @@ def attended(lengths, heads, key_heads, width, window, dtype, lent=None):
         (2, 1, 256, 1, FULL),
     ],
 )
-def test_attention(heads, key_heads, width, window, dtype):
-    found, expected = both(attended, LENGTHS, heads, key_heads, width, window, dtype)
+@pytest.mark.parametrize(("rotated", "room"), [(1.0, False), (0.5, True)])
+def test_attention(heads, key_heads, width, window, dtype, rotated, room):
+    found, expected = both(attended, LENGTHS, heads, key_heads, width, window, dtype, None, rotated, room)
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, dtype)
-        assert one.is_contiguous()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -109,7 +113,7 @@ def test_attention_to_lent_tokens(heads, key_heads, width, window, dtype):
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, dtype)
     unlike = attended(lengths, heads, key_heads, width, window, dtype)
-    assert window == 1 or not torch.equal(unlike[3], found[3])
+    assert window == 1 or not torch.equal(unlike[2], found[2])
 
 
 # -- the others -----------------------------------------------------------------------------------------------------------------------
@@ -142,7 +146,11 @@ def test_room_behind_rows():
         dx, _ = norm.rms_norm_backward(with_room, x, r, weight, 0.0, y, False, True)
         gathered = rotary.gather_rotated_back(*heads, angle.cos(), angle.sin(), True)
         assert all(map(has_room, (y, dx, gathered)))
-        return y, dx, gathered, gate.gated(gate_up, False), *gate.gated_backward(x.clone(), gate_up.clone(), False)
+        h, copy = gate.gated(gate_up, False, True), torch.empty_like(x)
+        assert has_room(h)
+        norm.rms_norm(x, weight, 1e-5, 0.0, True, copy)
+        assert torch.equal(copy, x)
+        return y, dx, gathered, h, *gate.gated_backward(x.clone(), gate_up.clone(), False)
 
     for one, other in zip(*both(everything, x), strict=True):
         assert_near(one, other, FULL)
@@ -182,13 +190,23 @@ def test_gate(dtype, gelu):
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
 @pytest.mark.parametrize(("tokens", "width", "ranks"), [(75, 200, 8), (3, 130, 16), (200, 70, 20), (40, 100, 64)])
-def test_gate_with_the_gradient_of_a(monkeypatch, dtype, tokens, width, ranks):
-    monkeypatch.setattr(gate_lowrank, "PROGRAMS", 5)  # shares of one tile, and of several
+def test_gate_with_the_low_rank_part(monkeypatch, dtype, tokens, width, ranks):
+    for name in ("FORWARD", "BACKWARD"):  # shares of one tile, and of several
+        monkeypatch.setattr(gate_lowrank, name, getattr(gate_lowrank, name)._replace(programs=5))
     torch.manual_seed(3)
     gate_up = roomy(tokens, 2 * width, torch.empty(0, dtype=dtype)).copy_(torch.randn(tokens, 2 * width))
     dh, dz = torch.randn(tokens, width).to(dtype), torch.randn(tokens, ranks + 3).to(dtype)[:, :ranks]
+    a = (torch.randn(ranks + 2, width + 3) / width**0.5).to(dtype)[:ranks, :width]
     expected, h = gate.gated_backward(dh, gate_up, False)
     with kernels():
+        for with_room in (False, True):
+            gated, z = gate_lowrank.gated_low_rank(gate_up, False, a, with_room)
+            assert_near(gated, h, dtype)
+            assert_near(z, (h.double() @ a.double().mT).to(dtype), dtype)
+            assert z.is_contiguous()
+            assert has_room(gated) == with_room
+        assert torch.equal(room(gated)[:, :ranks], z)
+        assert not room(gated)[:, ranks:].any()
         found, da = gate_lowrank.gated_backward_low_rank(dh, gate_up, False, dz)
     assert_near(found, expected, dtype)
     assert_near(da / tokens**0.5, dz.float().mT @ h.float() / tokens**0.5, FULL if dtype is FULL else HALF)
@@ -206,15 +224,6 @@ def test_what_the_low_rank_part_wants_of_a_gradient(monkeypatch, dtype, tokens, 
     assert_near(room(dy)[:, :ranks], (dy.double() @ b.double()).to(dtype), dtype)
     assert not room(dy)[:, ranks:].any()
     torch.testing.assert_close(db, (dy.double().mT @ z.double()).float(), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [FULL, HALF])
-@pytest.mark.parametrize("ranks", [3, 16, 40])
-def test_low_rank_on_top_of_the_residual_stream(dtype, ranks):
-    torch.manual_seed(4)
-    a, b = torch.randn(ranks, 8).to(dtype), (torch.randn(300, ranks) / ranks**0.5).to(dtype)
-    low, add = lowrank.LowRank(a, b, a, b), torch.randn(21, 300).to(dtype)
-    assert_near(*both(low.up, torch.randn(21, ranks).to(dtype), add), dtype)
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])

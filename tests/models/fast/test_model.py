@@ -16,6 +16,7 @@ from ltune.models.fast.attention import Rows
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
+from ltune.models.fast.room import roomy
 from ltune.objectives.policy import Policy
 
 SMALL = {
@@ -185,6 +186,27 @@ def test_held_weights_without_the_adapter():
             if "lora_B" in name:
                 parameter.zero_()
         assert torch.equal(bare, quick(fast))  # an adapter that does nothing yet rounds alike
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_a_young_adapter_adds_is_not_less_than_the_residual_stream_is_rounded_by(held):
+    model, causal = build_quantized("llama", dtype=torch.bfloat16)
+    fast = FastModel(causal, torch.bfloat16)
+    fast.adopt(Setting(1000, cached=held))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=3e-3)
+    fast.refresh()
+    for projection in (fast.projections[1], fast.projections[3]):  # what is added to the stream
+        weight, low = projection.weight(), projection.low
+        x = torch.randn(200, weight.shape[1], dtype=torch.bfloat16)
+        stream = 8 * torch.randn(200, weight.shape[0], dtype=torch.bfloat16)
+        added = x.double() @ low.scaled_a.double().mT @ low.b.double().mT
+        assert added.std() < 0.3 * torch.finfo(torch.bfloat16).eps * stream.abs().mean()
+        y, _ = projection.forward(roomy(*x.shape, x).copy_(x) if held else x, weight, add=stream)
+        found = y.double() - stream.double() - x.double() @ weight.double().mT
+        assert (found * added).sum() / added.square().sum() == pytest.approx(1, abs=0.25)
 
 
 def test_without_gradient_nothing_is_kept():
