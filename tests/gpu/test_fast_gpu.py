@@ -10,6 +10,7 @@ import torch
 from ltune.models.fast import lowrank_backward
 from ltune.models.fast.memory import Setting, least
 from ltune.models.fast.model import FastModel
+from ltune.models.fast.room import ROOM
 from ltune.objectives.policy import Policy
 from tests.models.fast import test_model as cpu
 
@@ -100,16 +101,16 @@ def test_what_is_computed_once_is_as_near_to_float32(family):
     assert all(torch.equal(one, other) for run in runs[1:] for one, other in zip(run, runs[0], strict=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize(("family", "rank"), [("llama", 3), ("qwen3", 3), ("gemma3_text", 3), ("llama", 8), ("llama", 16), ("llama", 32)])
 @pytest.mark.parametrize("worth", [0, lowrank_backward.WORTH], ids=["one pass for dz and dB", "two"])
-def test_weights_that_lie_beside_the_adapter_are_as_near_to_float32(monkeypatch, family, worth):
+def test_weights_that_lie_beside_the_adapter_are_as_near_to_float32(monkeypatch, family, rank, worth):
     monkeypatch.setattr(lowrank_backward, "WORTH", worth)
-    model, causal = (one.cuda() for one in cpu.build_quantized(family, torch.bfloat16))
+    model, causal = (one.cuda() for one in cpu.build_quantized(family, torch.bfloat16, rank=rank))
     exact = whole(gradients(cpu.quick(FastModel(causal, torch.float32)), model))
     fast = FastModel(causal, torch.bfloat16)
     apart = whole(gradients(cpu.quick(fast), model))
     fast.adopt(Setting(tokens=1000))
-    assert all(projection.joined for projection in fast.projections)
+    assert all(projection.joined == (projection.low.ranks <= ROOM) for projection in fast.projections)
     runs = []
     for _ in range(4):  # kernel by kernel, captured and replayed, replayed twice
         losses = cpu.quick(fast)
