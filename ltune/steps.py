@@ -80,7 +80,8 @@ class Steps:
         self.parts, self.collected = [], None
         position = step.position or (0, 0)
         step = self.collected = self.collect(step, position)
-        batches = step.batches(module.memory.most_tokens, once=once and module.policy.fast is not None, any_order=True)
+        once = once and module.policy.fast is not None
+        batches = step.batches(module.memory.most_tokens, once=once, any_order=module.objective.any_order)
         for number, batch in enumerate(batches, 1):
             seed_step(module.seed, *position, number - 1, module.global_rank)  # dropout depends on the place in training alone
             loss, metrics = module.objective.loss(module.policy, batch.tensors().to(device, non_blocking=True))

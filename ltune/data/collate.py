@@ -125,7 +125,7 @@ class Step:
         return [self._laid_out(rows, once, any_order) for rows in parts] or [self._laid_out((), once)]
 
     def _laid_out(self, rows: tuple[int, ...], once: bool, any_order: bool = False) -> Batch:
-        if any_order:  # whatever the way and the layout: noise is drawn for the tokens in their order
+        if any_order and once and self.flat:
             rows = tuple(sorted(rows, key=lambda row: np.asarray(self.sequences[row][0].input_ids, np.int32).tobytes()))
         sequences = [sequence for row in rows for sequence in self.sequences[row]]
         rows = rows if self.origins is None else tuple(self.origins[row] for row in rows)

@@ -20,6 +20,7 @@ from ltune.data.read import Numbered, checked, csv_rows
 from ltune.data.rows import BadRow
 from ltune.data.side_by_side import in_order
 from ltune.data.usual import Question
+from ltune.data.written import EXACT
 from ltune.errors import UsageError
 
 STRETCH = 512 << 10  # bytes that are looked at in one go
@@ -182,7 +183,7 @@ def _header(path: Path) -> tuple[list[str], int]:
 def _usual_row(header: list[str], form: Form) -> re.Pattern[bytes] | None:
     """A pattern of rows that are as usual; None where nothing is known."""
     kind = form.usual
-    if not isinstance(kind, Question) or not kind.needed <= set(header) or ("kto_tag" in header and kind.marks == ["label"]):
+    if not EXACT or not isinstance(kind, Question) or not kind.needed <= set(header) or ("kto_tag" in header and kind.marks == ["label"]):
         return None
 
     def value(column: str) -> bytes:

@@ -21,7 +21,7 @@ from ltune.data.read import checked, json_line
 from ltune.data.rows import BadRow, Row
 from ltune.data.sources import Source
 from ltune.data.usual import Test, keys_in, usual
-from ltune.data.written import LINES, Style, row_like, rows_like
+from ltune.data.written import EXACT, LINES, Style, row_like, rows_like
 from ltune.errors import UsageError
 
 STRETCH = 2 << 20  # bytes that are looked at in one go
@@ -47,7 +47,7 @@ class Form:
     def alike(self, texts: Iterable[bytes], styles: Iterable[Style]) -> bytes | None:
         """A pattern of rows that are written like these, in one of the styles; None where there is none."""
         rows: list[bytes | None] = []
-        for text in texts if self.usual else ():
+        for text in texts if self.usual and EXACT else ():
             with suppress(ValueError):
                 record, bare = orjson.loads(text), without_escapes(text)
                 if bare is not None and type(record) is dict and self.usual and self.usual.needed <= record.keys():

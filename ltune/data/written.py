@@ -4,11 +4,14 @@ It is matched with JSON whose escapes are gone (``block_signs.py``). What is mat
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+# Before, what repeats possessively could match wrongly where a part of it backtracks: https://github.com/python/cpython/issues/106052
+EXACT = sys.version_info >= (3, 11, 5)
 TEXT, SOME_TEXT, TEXT_OR_NULL = rb'"[^"]*+"', rb'"[^"]++"', rb'(?:"[^"]*+"|null)'
 EMPTY = rb'(?:""|null|\[\]|false)'
 MARK = rb"(?:true|false)"

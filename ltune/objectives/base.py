@@ -72,6 +72,7 @@ class Objective(ABC):
 
     rows: ClassVar[type[Row]]  # what the data module must give
     repeats: int = 1  # optimizer steps that a window's rows serve, one after the other
+    any_order: bool = True  # whether rows of a micro-batch may be put side by side by how they begin; else as they are where not trained
 
     @abstractmethod
     def loss(self, policy: Policy, batch: Batch) -> Loss:

@@ -64,6 +64,7 @@ class Distill(TokenLoss):
         self.name, self.revision, self.adapter, self.quantize = teacher, teacher_revision, teacher_adapter, teacher_quantize
         self.divergence, self.temperature, self.weight = divergence, temperature, weight
         self.sft_weight, self.dft, self.neftune_alpha = sft_weight, dft, checked_noise(neftune_alpha)
+        self.any_order = not neftune_alpha  # noise is drawn for the tokens in their order
         self.teacher: Policy | None = None
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:

@@ -32,6 +32,7 @@ class EAFT(TokenLoss):
         if not alpha >= 0:
             raise UsageError(f"EAFT alpha: 0 or more, got {alpha}")
         self.alpha, self.neftune_alpha = alpha, checked_noise(neftune_alpha)
+        self.any_order = not neftune_alpha  # noise is drawn for the tokens in their order
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """(H_n / 3)^alpha -log p(token_n) over the trained tokens of the whole optimizer step; the weight has no gradient. Validation's is

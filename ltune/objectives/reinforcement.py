@@ -49,6 +49,7 @@ class Reinforcement(Objective):
     """
 
     rows: ClassVar[type[Row]] = Prompt
+    any_order = False  # as when the rollout was scored: its first pass is on-policy to the last bit
 
     def __init__(
         self, rewards: list[RewardFunction], sampling: Sampling, group: int, iterations: int, mini_batches: int, reference: Reference | None

@@ -43,6 +43,7 @@ class SFT(TokenLoss):
         if dft and label_smoothing:
             raise UsageError("dft and label_smoothing are two answers to the same question: one target's probability.\nSet one of them.")
         self.dft, self.label_smoothing, self.neftune_alpha = dft, label_smoothing, checked_noise(neftune_alpha)
+        self.any_order = not neftune_alpha  # noise is drawn for the tokens in their order
 
     def loss(self, policy: Policy, batch: Batch) -> Loss:
         """Sum of -log p(token | what stands before it) / trained tokens in the whole optimizer step; in training, with what the options

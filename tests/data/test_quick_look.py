@@ -10,6 +10,7 @@ from ltune.data import lines, scan
 from ltune.data.formats import rows_of
 from ltune.data.rows import Chat, Mismatched, Pair, Prompt, Rated, Row, Text
 from ltune.data.sources import Source, resolve
+from ltune.data.written import EXACT
 from tests.data.test_broken_files import FILES, FINE
 from tests.data.told import said
 
@@ -145,6 +146,7 @@ def test_it_accepts_items_that_the_reader_accepts(tmp_path, name):
         assert by_look(source, rows, tmp_path) == by_reader(source, rows), number
 
 
+@pytest.mark.skipif(not EXACT, reason="before Python 3.11.5 no patterns are used: EXACT in ltune/data/written.py")
 @pytest.mark.parametrize("name", [name for name in GOOD if name != "prompts"])
 def test_rows_that_are_written_like_the_first_are_not_even_parsed(tmp_path, monkeypatch, name):
     rows, records = GOOD[name]

@@ -17,7 +17,10 @@ from ltune.data.lines import Form
 from ltune.data.rows import Chat, Pair, Prompt, Rated, Row, Text
 from ltune.data.sources import Source
 from ltune.data.table_scan import scan_table
+from ltune.data.written import EXACT
 from tests.data.told import said
+
+patterns = pytest.mark.skipif(not EXACT, reason="before Python 3.11.5 no patterns are used: EXACT in ltune/data/written.py")
 
 TEXTS = ["hi", 'Räume "auf"', "one\ntwo\r\n, three", "", "a, b", '"', "x" * 90, "😀"]
 SEPARATE = {  # a format whose rows are columns of text: what they are read as, the columns, and those that are never empty
@@ -67,6 +70,7 @@ def spoiled(made: bytes, chance: random.Random) -> bytes:
     )
 
 
+@patterns
 @pytest.mark.parametrize("name", SEPARATE)
 def test_csv_is_told_in_the_readers_words_or_left_to_it(tmp_path, monkeypatch, name):
     monkeypatch.setattr(csv_scan, "STRETCH", 400)
@@ -89,6 +93,7 @@ def test_csv_is_told_in_the_readers_words_or_left_to_it(tmp_path, monkeypatch, n
     assert told >= 0.8 * wrong > 5
 
 
+@patterns
 @pytest.mark.parametrize(
     ("row", "what"),
     [
@@ -111,6 +116,7 @@ def test_a_fault_behind_rows_of_several_lines_has_the_right_number(tmp_path, mon
     assert what in (found or "")
 
 
+@patterns
 def test_quotes_within_a_field_are_left_to_the_reader(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_bytes(b"instruction,output\n" + b"hi,x\n" * 9 + b'5" and 6,"x"\n' + b"hi,x\n" * 9)
@@ -120,6 +126,7 @@ def test_quotes_within_a_field_are_left_to_the_reader(tmp_path):
     assert len(list(rows_of(source, Chat))) == 19
 
 
+@patterns
 @pytest.mark.parametrize("long", ["x" * 3000, '"' + "x" * 3000 + '"', '"' + "x\n" * 1500 + '"'])
 def test_rows_that_are_very_long_are_left_to_the_reader(tmp_path, monkeypatch, long):
     monkeypatch.setattr(csv_scan, "STRETCH", 400)
@@ -133,6 +140,7 @@ def test_rows_that_are_very_long_are_left_to_the_reader(tmp_path, monkeypatch, l
             assert scan_csv(file, "", 10**9, form) is None
 
 
+@patterns
 def test_rows_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_scan, "STRETCH", 64)
     file = tmp_path / "rows.csv"
@@ -141,6 +149,7 @@ def test_rows_are_counted(tmp_path, monkeypatch):
     assert scan_csv(file, "", 10**9, form) == 201
 
 
+@patterns
 def test_the_last_of_many_rows_takes_little_time(tmp_path):
     file = tmp_path / "rows.csv"
     words = "what is the capital of France, and of Italy? " * 10

@@ -1,7 +1,5 @@
 """What is computed of a batch: every read token sees what it would see in its own sequence, and as little as can be is computed."""
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,8 +119,6 @@ def test_rows_that_begin_alike_meet_where_the_order_is_free():
     assert as_given.compact is None or len(as_given.compact.input_ids) > 250
     assert sorted(free.rows) == [0, 1, 2, 3, 4, 5]
     assert len(free.compact.input_ids) == 50 + 40 + 6  # each text once, and the token of each row that is read
-    for other_way in (step, replace(step, flat=False)):  # the same order, in which noise is drawn
-        assert other_way.batches(any_order=True, once=False)[0].rows == free.rows
 
 
 @settings(max_examples=100, deadline=None)

@@ -12,7 +12,7 @@ from ltune.data.collate import collate
 from ltune.data.rows import IGNORE, Sequence
 from ltune.errors import UsageError
 from ltune.models.fast.model import FastModel
-from ltune.objectives import EAFT, SFT
+from ltune.objectives import EAFT, SFT, Distill
 from ltune.objectives.policy import Policy
 from ltune.objectives.sft import dynamic
 
@@ -175,3 +175,9 @@ def test_torch_agrees_on_smoothing(model):
     logits = Policy(model, model).logits(batch)
     ours = Policy(model, model).token_losses(batch, smoothing=0.3)
     torch.testing.assert_close(ours, F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=0.3))
+
+
+@pytest.mark.parametrize("objective", [SFT, EAFT, Distill])
+def test_rows_stay_in_their_order_where_noise_is_drawn(objective):
+    assert objective().any_order
+    assert not objective(neftune_alpha=5.0).any_order

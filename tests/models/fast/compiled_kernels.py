@@ -20,7 +20,7 @@ def test_shared_memory_as_compiled_for_hopper(ranks):
     ):
         constants = {"GELU": False, "COMPILED": True, "RANKS": ranks, "COLUMNS": sizes.columns, "TOKENS": sizes.tokens}
         options = {"num_warps": sizes.warps, "num_stages": sizes.stages}
-        assert shared_memory(kernel, constants, options, wide={"da", "of_z"}) <= 72 * 1024
+        assert shared_memory(kernel, constants, options, wide={"da", "of_z"}) <= 99 * 1024  # as on cards for games, too
 
 
 def shared_memory(kernel, constants, options, wide):
