@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.neftune import neftune_post_forward_hook
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ltune.data.collate import collate
+from ltune.data.collate import Step, collate
 from ltune.data.rows import IGNORE, Sequence
 from ltune.errors import UsageError
 from ltune.models.fast.model import FastModel
@@ -175,6 +175,23 @@ def test_torch_agrees_on_smoothing(model):
     logits = Policy(model, model).logits(batch)
     ours = Policy(model, model).token_losses(batch, smoothing=0.3)
     torch.testing.assert_close(ours, F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=0.3))
+
+
+def test_noise_on_rows_that_begin_alike_is_the_plain_ways(model):
+    one, other = list(range(10, 40)), list(range(50, 80))
+    given = [(*(one, other)[number % 2], 90 + number, 7) for number in range(4)]
+    made = [Sequence(np.array(ids, np.int32), np.array([*[IGNORE] * (len(ids) - 1), ids[-1]], np.int32)) for ids in given]
+    step = Step(((0, 1, 2, 3),), {number: (row,) for number, row in enumerate(made)}, 4.0, 4, position=(0, 0), flat=True, pad_id=0)
+
+    def loss(objective, way, any_order):
+        (batch,) = step.batches(once=way == "quick", any_order=any_order)
+        torch.manual_seed(0)
+        return objective.loss(policy_of(model, way), batch.tensors()).loss
+
+    noisy = SFT(neftune_alpha=15.0)
+    plain_way = loss(noisy, "flat", noisy.any_order)
+    torch.testing.assert_close(loss(noisy, "quick", noisy.any_order), plain_way, atol=1e-6, rtol=1e-6)
+    assert abs(loss(noisy, "quick", True) - plain_way) > 1e-4  # the noise matters, and so does the order
 
 
 @pytest.mark.parametrize("objective", [SFT, EAFT, Distill])

@@ -31,9 +31,14 @@ def has_triton(tensor: Tensor) -> bool:
     return FOUND and (tensor.is_cuda or INTERPRETED)
 
 
-def tile_of(ranks: int) -> int:
+def power_of_two(count: int) -> int:
+    """The first that is not less: tiles have such sizes."""
+    return 1 << (count - 1).bit_length()
+
+
+def tile_of(count: int) -> int:
     """A size that a product of tiles can have: a power of two, 16 or more."""
-    return max(16, 1 << (ranks - 1).bit_length())
+    return max(16, power_of_two(count))
 
 
 def shares(tokens: int, tile: int, blocks: int, programs: int) -> tuple[int, int]:

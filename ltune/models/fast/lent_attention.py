@@ -10,7 +10,7 @@ from torch import Tensor
 from ltune.models.fast.launch import tl, triton
 from ltune.models.fast.rotary import Turn
 from ltune.models.fast.short_attention import ALL, LOG2E, Lent, Sizes, grid, shape_of
-from ltune.models.fast.tiles import load, place_of, queries_of, store, turned_back
+from ltune.models.fast.tiles import load, place_of, queries_read, store, turned_back
 
 FEW = (Sizes(64, 16, 4, 2), Sizes(64, 16, 4, 2))  # where rows borrow no more than 16 tokens each, such as a template's first
 MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
@@ -74,12 +74,9 @@ def _borrowed_keys(
     dk = tl.zeros((WIDTH, KEYS), tl.float32)
     dv = tl.zeros((WIDTH, KEYS), tl.float32)
     for block in range(0, tl.minimum(first + KEYS + window - 1 - count, length), PACKED // PADDED):
-        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
-        queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
-        upstream = load(do + begin * stride_o, token, head, stride_o, known, DIM, WIDTH)
-        at = begin + head.to(tl.int64) * tokens + token
-        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
-        inner = tl.load(delta + at, mask=known, other=0.0)
+        token, queries, upstream, norm, inner = queries_read(
+            do, q, lse, delta, begin, length, block, key_head, stride_q, stride_o, tokens, GROUP, PADDED, PACKED, DIM, WIDTH
+        )  # fmt: skip
         back = token[:, None] + count - key[None, :]
         s = tl.dot(queries, tl.trans(keys)) * scale2 - norm[:, None]
         p = tl.exp2(tl.where((back >= 0) & (back < window), s, -1e30))

@@ -6,7 +6,7 @@ y = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)      offset is 0, or 1 for 
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, power_of_two, tl, triton
 from ltune.models.fast.room import roomy
 
 
@@ -99,7 +99,7 @@ def _step(x: Tensor) -> int:
 
 
 def _sizes(width: int) -> tuple[int, int]:
-    block = 1 << (width - 1).bit_length()
+    block = power_of_two(width)
     return block, max(1, min(16, block // 512))
 
 

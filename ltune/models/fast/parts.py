@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ltune.models.fast.launch import tile_of, tl, triton
+from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
 
 TOKENS, PARTS = 4, 64  # at once
 
@@ -17,8 +17,8 @@ def add_parts(parts: Tensor, out: Tensor, also: Tensor | None = None) -> None:
     """
     programs, tokens, ranks = parts.shape
     second = out if also is None else also
-    columns = 1 << (max(out.shape[1], second.shape[1]) - 1).bit_length()
-    at_once = min(PARTS, 1 << (programs - 1).bit_length())
+    columns = power_of_two(max(out.shape[1], second.shape[1]))
+    at_once = min(PARTS, power_of_two(programs))
     _add[(-(-tokens // TOKENS),)](
         parts, out, second, tokens, ranks, out.shape[1], out.stride(0), second.shape[1], second.stride(0), programs,
         tile_of(ranks), columns, at_once, TOKENS, also is not None,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, power_of_two, tile_of, tl, triton
 from ltune.models.fast.room import roomy
 
 
@@ -21,7 +21,7 @@ class Turn(NamedTuple):
     def half(self, width: int) -> int:
         """Half a head's dimensions where attention's kernels turn its gradient back, else 0: all are rotated, and are a power of two."""
         half = self.cos.shape[1]
-        return half if 2 * half == width == max(16, _up(width)) else 0
+        return half if 2 * half == width == tile_of(width) else 0
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -37,7 +37,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
         heads[..., : 2 * half] = _turned(heads[..., : 2 * half], cos, sin)
         return
     tokens, count, width = heads.shape
-    _rotate[(tokens,)](heads, cos, sin, heads.stride(0), heads.stride(1), count, half, _up(count), _up(half), num_warps=4)
+    _rotate[(tokens,)](heads, cos, sin, heads.stride(0), heads.stride(1), count, half, power_of_two(count), power_of_two(half), num_warps=4)
 
 
 def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, room: bool = False) -> Tensor:
@@ -58,7 +58,8 @@ def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Te
     out = roomy(tokens, size, dq) if room else torch.empty(tokens, size, dtype=dq.dtype, device=dq.device)
     _gather[(tokens,)](
         dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0), out.stride(0),
-        queries, keys, half, width, _up(queries + 2 * keys), _up(half), _up(width), 2 * half < width, num_warps=8,
+        queries, keys, half, width, power_of_two(queries + 2 * keys), power_of_two(half), power_of_two(width), 2 * half < width,
+        num_warps=8,
     )  # fmt: skip
     return out
 
@@ -67,10 +68,6 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = heads.float().chunk(2, -1)
     cos, sin = cos.float()[:, None], sin.float()[:, None]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(heads.dtype)
-
-
-def _up(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 @triton.jit

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import tl, triton
+from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
 from ltune.models.fast.room import roomy
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.tiles import load, place_of, queries_of, store, turned_back
+from ltune.models.fast.tiles import load, place_of, queries_of, queries_read, store, turned_back
 
 
 class Lent(NamedTuple):
@@ -125,19 +125,15 @@ def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
 
 def shape_of(group: int, width: int, sizes: Sizes) -> tuple[int, dict[str, Any]]:
     """Tokens of a tile, and what kernels are compiled for."""
-    padded = _up(group)
+    padded = power_of_two(group)
     packed = max(sizes.packed, padded)
-    known = {"GROUP": group, "PADDED": padded, "PACKED": packed, "KEYS": sizes.keys, "DIM": width, "WIDTH": max(16, _up(width))}
+    known = {"GROUP": group, "PADDED": padded, "PACKED": packed, "KEYS": sizes.keys, "DIM": width, "WIDTH": tile_of(width)}
     return packed // padded, known | {"num_warps": sizes.warps, "num_stages": sizes.stages}
 
 
 def grid(tokens: int, starts: Tensor, tile: int, k: Tensor) -> tuple[int, int]:
     """Enough tiles for all rows however long each is, so that a captured graph serves other rows as well; and the key heads."""
     return tokens // tile + len(starts) - 1, k.shape[1]
-
-
-def _up(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 # -- over a row -----------------------------------------------------------------------------------------------------------------------
@@ -199,12 +195,9 @@ def gradients_of_keys(
     of_keys = tl.zeros((KEYS, WIDTH), tl.float32)
     of_values = tl.zeros((KEYS, WIDTH), tl.float32)
     for block in range(first, end, PACKED // PADDED):
-        token, head, known = queries_of(block, length, key_head, GROUP, PADDED, PACKED)
-        queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
-        upstream = load(do + begin * stride_do, token, head, stride_do, known, DIM, WIDTH)
-        at = begin + head.to(tl.int64) * tokens + token
-        norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
-        inner = tl.load(delta + at, mask=known, other=0.0)
+        token, queries, upstream, norm, inner = queries_read(
+            do, q, lse, delta, begin, length, block, key_head, stride_q, stride_do, tokens, GROUP, PADDED, PACKED, DIM, WIDTH
+        )  # fmt: skip
         back = token[None, :] + offset - key[:, None]
         s = tl.dot(keys, tl.trans(queries)) * scale2 - norm[None, :]
         p = tl.exp2(tl.where((back >= 0) & (back < window), s, -1e30))

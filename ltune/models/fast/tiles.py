@@ -29,6 +29,21 @@ def queries_of(first, length, head, GROUP: tl.constexpr, PADDED: tl.constexpr, P
 
 
 @triton.jit
+def queries_read(
+    do, q, lse, delta, begin, length, first, key_head, stride_q, stride_do, tokens,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """For the gradients of what queries see: their tokens, themselves, their outputs' gradients, lse in base 2, and delta."""
+    token, head, known = queries_of(first, length, key_head, GROUP, PADDED, PACKED)
+    queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
+    upstream = load(do + begin * stride_do, token, head, stride_do, known, DIM, WIDTH)
+    at = begin + head.to(tl.int64) * tokens + token
+    norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
+    inner = tl.load(delta + at, mask=known, other=0.0)
+    return token, queries, upstream, norm, inner
+
+
+@triton.jit
 def load(x, token, head, stride, known, DIM: tl.constexpr, WIDTH: tl.constexpr):
     """(tokens, WIDTH) of x (T, heads, DIM), zeros where there is none."""
     column = tl.arange(0, WIDTH)
