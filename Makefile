@@ -24,8 +24,7 @@ check: .venv/installed
 
 # torch's CPU build has no Triton, whose kernels tests interpret and compile: in a folder that they alone see. Without it they are skipped.
 .venv/triton: .venv/installed
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $@ triton==3.9.0
-	mkdir -p $@ && touch $@
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target $@ triton==3.9.0 && touch $@
 
 clean:
 	rm -rf .venv runs

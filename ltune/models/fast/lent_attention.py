@@ -12,6 +12,7 @@ from ltune.models.fast.rotary import Turn
 from ltune.models.fast.short_attention import ALL, LOG2E, Lent, Sizes, grid, shape_of
 from ltune.models.fast.tiles import load, place_of, queries_read, store, turned_back
 
+# With one stage the compiled kernel read where it may not (an H200, Triton of torch 2.11).
 FEW = (Sizes(64, 16, 4, 2), Sizes(64, 16, 4, 2))  # where rows borrow no more than 16 tokens each, such as a template's first
 MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
 TOGETHER = 16  # borrowers whose sums are added up at once
