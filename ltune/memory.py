@@ -8,7 +8,7 @@ import gc
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class Memory:
     def most_tokens(self) -> int | None:
         """Of a micro-batch; None: as configured."""
         return self.setting.tokens if self.setting else None
+
+    def likely(self, tokens: int) -> Setting:
+        """What the setting will probably be, with so many tokens in the largest step; the free memory has the last word."""
+        setting = least(tokens) if self.wanted == "least" else Setting(tokens, Keep.ATTENTION if self.again else Keep.ALL)
+        return replace(setting, offload=False)
 
     # -- before the first step --------------------------------------------------------------------------------------------------------
 

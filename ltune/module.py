@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,11 @@ from ltune.generation.sampling import Sampling
 from ltune.memory import Memory, Wanted
 from ltune.models.adapters import Adapter, LoRA, trainable_state
 from ltune.models.card import Card
+from ltune.models.fast.ahead import compiled_meanwhile
+from ltune.models.fast.model import FastModel
 from ltune.models.load import load_model
-from ltune.models.precision import weights_dtype
+from ltune.models.outline import outline
+from ltune.models.precision import compute_dtype, weights_dtype
 from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
@@ -128,18 +132,17 @@ class FineTuner(LightningModule):
         """Load the weights, quantize, put the adapter on. Lightning calls it again when the module is used again."""
         if self.model is not None:
             return
-        seed_step(self.seed)  # the adapter's initial weights depend on the seed alone
         precision, device, flat = str(self.trainer.precision), self.trainer.strategy.root_device, self.data.layout == "flat"
-        base = load_model(
-            self.name,
-            dtype=weights_dtype(precision, frozen=self.adapter.freezes_base),
-            quantize=self.quantize,
-            attention=self.attention,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            device=device,
-            sparing=self.memory.wanted == "least",
-        )
+        wanted: dict[str, Any] = {
+            "dtype": weights_dtype(precision, frozen=self.adapter.freezes_base),
+            "quantize": self.quantize,
+            "attention": self.attention,
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        with self._kernels_meanwhile(wanted) if flat and device.type == "cuda" else nullcontext():
+            base = load_model(self.name, **wanted, device=device, sparing=self.memory.wanted == "least")
+        seed_step(self.seed)  # the adapter's initial weights depend on the seed alone
         self.model = self.adapter.apply(base)
         self.model.train()  # from_pretrained and PEFT leave layers in eval mode, and Lightning does not change that
         self.policy = policy_of(self.model, base, precision, flat, self.fast, self.gradient_checkpointing)
@@ -151,6 +154,17 @@ class FineTuner(LightningModule):
         if device.type == "cuda":
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
+
+    def _kernels_meanwhile(self, wanted: dict[str, Any]) -> AbstractContextManager[None]:
+        """Those of the steps to come are compiled."""
+        if not self.fast or self.trainer.state.fn != "fit":
+            return nullcontext()
+
+        def outlined() -> FastModel:
+            causal = outline(self.name, **wanted, adapter=self.adapter, layers=2).causal  # the last differs
+            return FastModel(causal, compute_dtype(str(self.trainer.precision)))
+
+        return compiled_meanwhile(outlined, self.memory.likely(self.data.heaviest_step.tokens), self.trainer.strategy.root_device)
 
     def _load_another_tokenizer(self, model: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
         return load_tokenizer(model, revision=revision, trust_remote_code=self.trust_remote_code if model == self.name else None)
@@ -195,7 +209,7 @@ class FineTuner(LightningModule):
             group.update(options)
             group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if self.device.type == "cuda" or self.memory.fast is not None:
-            self.steps.settle_memory(self.data.heaviest_step(), scheduler.optimizer)
+            self.steps.settle_memory(self.data.heaviest_step, scheduler.optimizer)
         self.froze = gc.get_freeze_count() == 0  # else whoever runs us has done it
         if self.froze:  # a collection that walks all that was imported takes longer than a step
             gc.collect()

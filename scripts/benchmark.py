@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -72,6 +73,12 @@ class Result:
     floor_ms: float | None = None
     losses: list[float] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        ratio = self.step_ms / self.floor_ms if self.step_ms and self.floor_ms else None
+        numbers = ((self.step_ms, 8, 1), (self.floor_ms, 7, 0), (ratio, 6, 2), (self.tokens, 7, 0), (self.gib, 6, 1), (self.seconds, 8, 0))
+        shown = (f"{value:{width}.{digits}f}" if value is not None else f"{'-':>{width}s}" for value, width, digits in numbers)
+        return " ".join([f"{self.what:30s}", *shown])
+
 
 @dataclass
 class Limits:
@@ -89,7 +96,7 @@ class Limits:
 
 
 def main() -> int:
-    """Each case, each peer, one table."""
+    """Each case, each peer, a table's line as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -99,19 +106,15 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     limits = measure_limits()
-    results = [ours(name, CASES[name], limits, arguments) for name in arguments.only]
-    results += [peer(*spec.split("=", 1), arguments.out) for spec in arguments.peer]
-    content = {"limits": asdict(limits), "results": [asdict(one) for one in results]}
-    (arguments.out / "benchmark.json").write_text(json.dumps(content, indent=1))
     print(f"matrix products {limits.products / 1e12:.0f} TFLOP/s, copies {limits.copies / 1e12:.2f} TB/s")
-    print(f"{'what':30s} {'step ms':>8s} {'floor':>7s} {'ratio':>6s} {'tokens':>7s} {'GiB':>6s} {'whole s':>8s}")
-    for one in results:
-        ratio = one.step_ms / one.floor_ms if one.step_ms and one.floor_ms else None
-        numbers = ((one.step_ms, 8, 1), (one.floor_ms, 7, 0), (ratio, 6, 2), (one.tokens, 7, 0), (one.gib, 6, 1), (one.seconds, 8, 0))
-        print(
-            f"{one.what:30s}",
-            *(f"{value:{width}.{digits}f}" if value is not None else " " * (width - 1) + "-" for value, width, digits in numbers),
-        )
+    print(f"{'what':30s} {'step ms':>8s} {'floor':>7s} {'ratio':>6s} {'tokens':>7s} {'GiB':>6s} {'whole s':>8s}", flush=True)
+    results: list[Result] = []
+    jobs = [partial(ours, name, CASES[name], limits, arguments) for name in arguments.only]
+    for job in [*jobs, *(partial(peer, *spec.split("=", 1), arguments.out) for spec in arguments.peer)]:
+        results.append(job())
+        print(results[-1], flush=True)
+        content = {"limits": asdict(limits), "results": [asdict(one) for one in results]}
+        (arguments.out / "benchmark.json").write_text(json.dumps(content, indent=1))
     return 0
 
 

@@ -1,6 +1,7 @@
 """From the YAML's ``data:`` to batches: sources, rows, tokens, windows. It refuses to know the model; it is given a tokenizer."""
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -228,6 +229,7 @@ class ChatData(LightningDataModule):
         lengths = self.train_rows.lengths
         return pack(lengths, epoch_order(len(lengths), self.seed, 0), self.tokens_per_batch)
 
+    @cached_property
     def heaviest_step(self) -> Step:
         """The step of the first epoch whose micro-batches have the most tokens: where it fits, all others do."""
         return self._batches(self.train_rows)[self.window_sampler().heaviest(self.train_rows.lengths)]

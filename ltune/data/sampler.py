@@ -34,7 +34,8 @@ class Window:
 
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     """The order of rows in an epoch: a permutation of range(rows)."""
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+    generator = torch.Generator().manual_seed(seed + epoch)
+    return torch.randperm(rows, generator=generator, device="cpu").tolist()  # wherever Lightning would have tensors made just now
 
 
 class WindowSampler(Sampler[Window]):

@@ -59,14 +59,20 @@ def outline(
     attention: str | None = None,
     revision: str | None = None,
     trust_remote_code: str | None = None,
+    layers: int | None = None,
 ) -> Outline:
-    """What ``load_model`` and the adapter would make, from config.json alone. The arguments are theirs.
+    """What ``load_model`` and the adapter would make, from config.json alone. The arguments are theirs, but for one.
+
+    Args:
+        layers: Only the first so many; None: all.
 
     Raises:
         UsageError: What they would refuse too; or another quantization than bitsandbytes'.
     """
     source, arguments = resolve_model(name), hub_arguments(name, revision, trust_remote_code)
     config = load_config(name, source, arguments)
+    if layers is not None:
+        shorten(config.get_text_config(), layers)
     with _silent():
         quantization = quantization_for(name, config, quantize, dtype)
     causal = _bare(name, config, dtype, quantization, attention, arguments["trust_remote_code"])
@@ -82,6 +88,13 @@ def outline(
         trained=sum(parameter.numel() for parameter in trained),
         trained_bytes=sum(parameter.nbytes for parameter in trained),
     )
+
+
+def shorten(config: Any, layers: int) -> None:
+    """To the first so many layers."""
+    config.num_hidden_layers = min(layers, config.num_hidden_layers)
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = kinds[: config.num_hidden_layers]
 
 
 def stored_bytes(name: str, dtype: torch.dtype, quantize: Quantizer | None, revision: str | None = None, trusted: str | None = None) -> int:

@@ -166,7 +166,7 @@ def test_prepared_rows_are_those_that_fit_takes(folder, capsys):
     rehearsal.datamodule.trainer = rehearsal.build_trainer()
     rehearsal.prepare()
     found = planned(capsys)[1]
-    assert found["step_tokens"] == rehearsal.datamodule.heaviest_step().tokens
+    assert found["step_tokens"] == rehearsal.datamodule.heaviest_step.tokens
     assert found["rows_assumed"] is False
 
 
@@ -250,6 +250,12 @@ def test_the_outline_has_the_bytes_of_the_model():
     found = outline("tiny", dtype=torch.bfloat16, quantize=None, adapter=LoRA(rank=4))
     assert found.trained == sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     assert found.stored.adapter == found.trained_bytes == 4 * found.trained
+
+
+def test_an_outline_of_fewer_layers():
+    found = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=LoRA(), layers=1)
+    whole = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=LoRA())
+    assert (len(found.causal.model.layers), whole.trained) == (1, found.trained * len(whole.causal.model.layers))
 
 
 def test_the_outline_counts_packed_weights():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton
+from ltune.models.fast.launch import has_triton, on_gpu
 from ltune.models.fast.lent_attention import add_of_borrowers
 from ltune.models.fast.rotary import Turn, gather_rotated_back, rotate
 from ltune.models.fast.short_attention import WIDEST, Lent, attend_short, attend_short_backward
@@ -120,11 +120,11 @@ def _short(q: Tensor, rows: Rows) -> bool:
     if not OWN or not has_triton(q) or rows.longest > SHORT or q.shape[-1] > WIDEST:
         return False
     # Triton's interpreter multiplies the bits of bfloat16 as if they were whole numbers
-    return q.dtype is not (torch.float32 if q.is_cuda else torch.bfloat16)
+    return q.dtype is not (torch.float32 if on_gpu(q) else torch.bfloat16)
 
 
 def _has_kernel(q: Tensor) -> bool:
-    return q.is_cuda and q.dtype is not torch.float32
+    return on_gpu(q) and q.dtype is not torch.float32
 
 
 def _long(q: Tensor, rows: Rows, window: int | None) -> bool:

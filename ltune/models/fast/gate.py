@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, launch, tl, triton
 from ltune.models.fast.room import roomy
 
 BLOCK = 1024
@@ -21,7 +21,7 @@ def gated(gate_up: Tensor, gelu: bool, room: bool = False) -> Tensor:
         h = ((functional.gelu(g, approximate="tanh") if gelu else functional.silu(g)) * u).to(gate_up.dtype)
         return roomy(tokens, width, h).copy_(h) if room else h
     h = roomy(tokens, width, gate_up) if room else gate_up.new_empty(tokens, width)
-    _gated[(tokens, -(-width // BLOCK))](gate_up, h, width, gate_up.stride(0), h.stride(0), gelu, BLOCK, num_warps=4)
+    launch(_gated, (tokens, -(-width // BLOCK)), gate_up, h, width, gate_up.stride(0), h.stride(0), gelu, BLOCK, num_warps=4)
     return h
 
 
@@ -34,7 +34,7 @@ def gated_backward(dh: Tensor, gate_up: Tensor, gelu: bool) -> tuple[Tensor, Ten
             h = gated(leaf, gelu)
         (gradient,) = torch.autograd.grad(h, leaf, dh)
         return gradient, h.detach()
-    _gated_backward[(tokens, -(-width // BLOCK))](dh, gate_up, width, gate_up.stride(0), gelu, BLOCK, num_warps=4)
+    launch(_gated_backward, (tokens, -(-width // BLOCK)), dh, gate_up, width, gate_up.stride(0), gelu, BLOCK, num_warps=4)
     return gate_up, dh
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.gate import activation
-from ltune.models.fast.launch import has_triton, shares, tile_of, tl, triton
+from ltune.models.fast.launch import has_triton, launch, on_gpu, shares, tile_of, tl, triton
 from ltune.models.fast.parts import add_parts
 from ltune.models.fast.room import room, roomy
 
@@ -36,7 +36,7 @@ BACKWARD = Sizes(64, 16, 4, 4, 1600)
 
 def serves(like: Tensor, ranks: int) -> bool:
     """Whether a low-rank part of that rank is served."""
-    return has_triton(like) and 0 < ranks <= MOST and not (like.is_cuda and like.dtype is torch.float32)
+    return has_triton(like) and 0 < ranks <= MOST and not (on_gpu(like) and like.dtype is torch.float32)
 
 
 def gated_low_rank(gate_up: Tensor, gelu: bool, a: Tensor, with_room: bool = False) -> tuple[Tensor, Tensor]:
@@ -55,9 +55,10 @@ def gated_low_rank(gate_up: Tensor, gelu: bool, a: Tensor, with_room: bool = Fal
     h = roomy(tokens, width, gate_up) if with_room else gate_up.new_empty(tokens, width)
     z = gate_up.new_empty(tokens, ranks)
     parts = torch.empty(count, tokens, ranks, dtype=torch.float32, device=h.device)
-    _gated_low_rank[(blocks, count)](
+    launch(
+        _gated_low_rank, (blocks, count),
         gate_up, a, h, parts, tokens, width, share, gate_up.stride(0), h.stride(0), a.stride(0), ranks,
-        gelu, h.is_cuda, tile_of(ranks), sizes.columns, sizes.tokens, num_warps=sizes.warps, num_stages=sizes.stages,
+        gelu, on_gpu(h), tile_of(ranks), sizes.columns, sizes.tokens, num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     add_parts(parts, z, room(h) if with_room else None)
     return h, z
@@ -77,9 +78,10 @@ def gated_backward_low_rank(dh: Tensor, gate_up: Tensor, gelu: bool, dz: Tensor)
     blocks = -(-width // sizes.columns)
     share, count = shares(tokens, sizes.tokens, blocks, sizes.programs)
     da = torch.empty(count, ranks, width, dtype=torch.float32, device=dh.device)
-    _gated_backward_low_rank[(blocks, count)](
+    launch(
+        _gated_backward_low_rank, (blocks, count),
         dh, gate_up, dz, da, tokens, width, share, gate_up.stride(0), dz.stride(0), ranks,
-        gelu, dh.is_cuda, tile_of(ranks), sizes.columns, sizes.tokens, num_warps=sizes.warps, num_stages=sizes.stages,
+        gelu, on_gpu(dh), tile_of(ranks), sizes.columns, sizes.tokens, num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
     return gate_up, da.sum(0)
 

@@ -1,7 +1,7 @@
 """Triton where there is a GPU and the package; names that stand for it where there is not, so that kernels can be defined. And what several
 launches have in common."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,9 +26,41 @@ except ImportError:  # torch's CPU builds come without it
 INTERPRETED = False  # set by tests that run the kernels on the CPU, in Triton's interpreter
 
 
+NOTED: list["Launch"] | None = None  # launches, while somebody collects them (ahead.py)
+
+
+class Launch(NamedTuple):
+    """One that was asked for."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run a kernel. With tensors on torch's meta device nothing runs: then it is only noted.
+
+    Args:
+        kernel: Of ``triton.jit``.
+        grid: Programs in each dimension.
+        arguments: The kernel's; the first is a tensor.
+        options: The kernel's constants, warps and stages.
+    """
+    if NOTED is not None:
+        NOTED.append(Launch(kernel, grid, arguments, options))
+    if not arguments[0].is_meta:
+        kernel[grid](*arguments, **options)
+
+
 def has_triton(tensor: Tensor) -> bool:
     """Whether work on this tensor goes to a kernel."""
-    return FOUND and (tensor.is_cuda or INTERPRETED)
+    return FOUND and (on_gpu(tensor) or INTERPRETED)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether kernels are compiled for it: it lies on a GPU, or stands for one that does."""
+    return tensor.is_cuda or tensor.is_meta
 
 
 def power_of_two(count: int) -> int:

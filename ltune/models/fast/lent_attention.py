@@ -7,7 +7,7 @@ in the order of its borrowers, by one program: no atomics, the same bits each ti
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import tl, triton
+from ltune.models.fast.launch import launch, tl, triton
 from ltune.models.fast.rotary import Turn
 from ltune.models.fast.short_attention import ALL, LOG2E, Lent, Sizes, grid, shape_of
 from ltune.models.fast.tiles import load, place_of, queries_read, store, turned_back
@@ -43,13 +43,15 @@ def add_of_borrowers(
     of_keys, of_values = (torch.empty(lent.most, *k.shape[1:], dtype=torch.float32, device=k.device) for _ in range(2))
     sizes = (FEW if lent.most <= 16 * len(starts) else MANY)[width > 128]
     _, shape = shape_of(heads // k.shape[1], width, sizes)
-    _borrowed_keys[grid(lent.most, starts, sizes.keys, k)](
+    launch(
+        _borrowed_keys, grid(lent.most, starts, sizes.keys, k),
         do, q, k, v, lse, delta, of_keys, of_values, starts, lent.lenders, lent.borrowed, turn.cos, turn.sin,
         q.stride(0), k.stride(0), v.stride(0), do.stride(0), of_keys.stride(0), len(q), len(starts) - 1, scale, scale * LOG2E,
         window or ALL, turn.half(width), **shape,
     )  # fmt: skip
     row = k.shape[1] * width
-    _add_up[(lent.most + len(starts) - 1, -(-row // 256))](
+    launch(
+        _add_up, (lent.most + len(starts) - 1, -(-row // 256)),
         of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, dk.stride(0), TOGETHER, 256,
         num_warps=4,
     )  # fmt: skip

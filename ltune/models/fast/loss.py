@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.filled import filled
-from ltune.models.fast.launch import has_triton, tl, triton
+from ltune.models.fast.launch import has_triton, launch, tl, triton
 
 BYTES = 2**28  # of logits at once
 BLOCK = 8192
@@ -95,7 +95,7 @@ def cross_entropy_(logits: Tensor, targets: Tensor, with_gradient: bool, smoothi
         return losses
     losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
     options = {"SMOOTHED": smoothing > 0, "GRADIENT": with_gradient, "BLOCK": BLOCK, "num_warps": 16}
-    _cross_entropy[(len(targets),)](logits, targets, losses, logits.shape[1], smoothing, **options)
+    launch(_cross_entropy, (len(targets),), logits, targets, losses, logits.shape[1], smoothing, **options)
     return losses
 
 

@@ -9,7 +9,7 @@ it adds to dz, and each share what it adds to dB; these are added up afterwards,
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, shares, tile_of, tl, triton
+from ltune.models.fast.launch import has_triton, launch, on_gpu, shares, tile_of, tl, triton
 from ltune.models.fast.parts import add_parts
 
 MOST = 64  # ranks
@@ -25,7 +25,7 @@ def serves(dy: Tensor, ranks: int) -> bool:
     """Whether it is possible, and worth it."""
     if not has_triton(dy) or dy.numel() < WORTH or not 0 < ranks <= MOST:
         return False
-    return not dy.is_cuda or (dy.dtype is not torch.float32 and torch.cuda.get_device_capability(dy.device)[0] == 9)
+    return not on_gpu(dy) or (dy.dtype is not torch.float32 and torch.cuda.get_device_capability()[0] == 9)
 
 
 def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
@@ -44,7 +44,8 @@ def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:
     share, count = shares(tokens, at_once, blocks, PROGRAMS)
     of_dz = torch.empty(blocks, tokens, ranks, dtype=torch.float32, device=dy.device)
     db = torch.empty(count, width, ranks, dtype=torch.float32, device=dy.device)
-    _low_rank_backward[(blocks, count)](
+    launch(
+        _low_rank_backward, (blocks, count),
         dy, z, b, of_dz, db, tokens, width, share, dy.stride(0), z.stride(0), b.stride(0), ranks,
         padded, COLUMNS, at_once, num_warps=WARPS, num_stages=stages,
     )  # fmt: skip

@@ -6,7 +6,7 @@ y = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)      offset is 0, or 1 for 
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, power_of_two, tl, triton
+from ltune.models.fast.launch import has_triton, launch, power_of_two, tl, triton
 from ltune.models.fast.room import roomy
 
 
@@ -33,7 +33,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = 
     stride = x.stride(1) if x.dim() == 3 else 0
     width = x.shape[-1]
     block, warps = _sizes(width)
-    _norm[(r.numel(),)](
+    launch(
+        _norm, (r.numel(),),
         x, weight, y, r, copy, x.stride(0), stride, _step(y), heads, width, eps, offset, copy is not None, block, num_warps=warps
     )  # fmt: skip
     return y, r
@@ -72,15 +73,51 @@ def rms_norm_backward(
     block, warps = _sizes(width)
     strides = (x.stride(0), stride, _step(dy), _step(dy if add is None else add), _step(dx))
     if not with_weight:
-        _norm_backward[(rows,)](
-            dy, x, r, weight, dx, add, dx, *strides, heads, width, offset, rows, 1, add is not None, False, block, num_warps=warps
+        launch(
+            _norm_backward,
+            (rows,),
+            dy,
+            x,
+            r,
+            weight,
+            dx,
+            add,
+            dx,
+            *strides,
+            heads,
+            width,
+            offset,
+            rows,
+            1,
+            add is not None,
+            False,
+            block,
+            num_warps=warps,
         )
         return dx, None
     share = -(-rows // 512)  # rows of a program: each keeps its own part of the weight's gradient, added up afterwards
     programs = -(-rows // share)
     parts = torch.empty(programs, width, dtype=torch.float32, device=x.device)
-    _norm_backward[(programs,)](
-        dy, x, r, weight, dx, add, parts, *strides, heads, width, offset, rows, share, add is not None, True, block, num_warps=warps
+    launch(
+        _norm_backward,
+        (programs,),
+        dy,
+        x,
+        r,
+        weight,
+        dx,
+        add,
+        parts,
+        *strides,
+        heads,
+        width,
+        offset,
+        rows,
+        share,
+        add is not None,
+        True,
+        block,
+        num_warps=warps,
     )
     return dx, parts.sum(0)
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
+from ltune.models.fast.launch import launch, power_of_two, tile_of, tl, triton
 
 TOKENS, PARTS = 4, 64  # at once
 
@@ -19,7 +19,8 @@ def add_parts(parts: Tensor, out: Tensor, also: Tensor | None = None) -> None:
     second = out if also is None else also
     columns = power_of_two(max(out.shape[1], second.shape[1]))
     at_once = min(PARTS, power_of_two(programs))
-    _add[(-(-tokens // TOKENS),)](
+    launch(
+        _add, (-(-tokens // TOKENS),),
         parts, out, second, tokens, ranks, out.shape[1], out.stride(0), second.shape[1], second.stride(0), programs,
         tile_of(ranks), columns, at_once, TOKENS, also is not None,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, power_of_two, tile_of, tl, triton
+from ltune.models.fast.launch import has_triton, launch, power_of_two, tile_of, tl, triton
 from ltune.models.fast.room import roomy
 
 
@@ -37,7 +37,20 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
         heads[..., : 2 * half] = _turned(heads[..., : 2 * half], cos, sin)
         return
     tokens, count, width = heads.shape
-    _rotate[(tokens,)](heads, cos, sin, heads.stride(0), heads.stride(1), count, half, power_of_two(count), power_of_two(half), num_warps=4)
+    launch(
+        _rotate,
+        (tokens,),
+        heads,
+        cos,
+        sin,
+        heads.stride(0),
+        heads.stride(1),
+        count,
+        half,
+        power_of_two(count),
+        power_of_two(half),
+        num_warps=4,
+    )
 
 
 def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, room: bool = False) -> Tensor:
@@ -56,7 +69,8 @@ def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Te
         return roomy(tokens, beside.shape[1], dq).copy_(beside) if room else beside
     size = (queries + 2 * keys) * width
     out = roomy(tokens, size, dq) if room else torch.empty(tokens, size, dtype=dq.dtype, device=dq.device)
-    _gather[(tokens,)](
+    launch(
+        _gather, (tokens,),
         dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0), out.stride(0),
         queries, keys, half, width, power_of_two(queries + 2 * keys), power_of_two(half), power_of_two(width), 2 * half < width,
         num_warps=8,

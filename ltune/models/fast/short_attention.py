@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
+from ltune.models.fast.launch import launch, power_of_two, tile_of, tl, triton
 from ltune.models.fast.room import roomy
 from ltune.models.fast.rotary import Turn
 from ltune.models.fast.tiles import load, place_of, queries_of, queries_read, store, turned_back
@@ -69,7 +69,8 @@ def attend_short(
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     group, sizes = heads // k.shape[1], FORWARD[width > 128]
     tile, shape = shape_of(group, width, sizes)
-    _forward[grid(tokens, starts, tile, k)](
+    launch(
+        _forward, grid(tokens, starts, tile, k),
         q, k, v, o, lse, starts, *seen_beside(lent), q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens, len(starts) - 1,
         scale * LOG2E, window or ALL, lent is not None, **shape,
     )  # fmt: skip
@@ -109,12 +110,13 @@ def attend_short_backward(
     rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
     tile, shape = shape_of(heads // key_heads, width, QUERIES[width > 128])
     beside = seen_beside(lent)
-    _backward_queries[grid(tokens, starts, tile, k)](
+    launch(
+        _backward_queries, grid(tokens, starts, tile, k),
         do, q, k, v, o, lse, delta, dq, starts, *beside, *rest, lent is not None, **shape
     )  # fmt: skip
     sizes = KEYS[width > 128]
     tile, shape = shape_of(heads // key_heads, width, sizes)
-    _backward_keys[grid(tokens, starts, sizes.keys, k)](do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
+    launch(_backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
     return gradients, delta
 
 

@@ -1,11 +1,18 @@
 """What Triton's kernels want as compiled for a GPU that need not be there; test_kernels.py runs this file."""
 
 import pytest
+import torch
 from triton import compile as compiled
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ltune.models.fast import gate_lowrank, lowrank_backward
+from ltune.models.adapters import LoRA
+from ltune.models.fast import ahead, gate_lowrank, lowrank_backward
+from ltune.models.fast.layer import Keep
+from ltune.models.fast.memory import Setting
+from ltune.models.fast.model import FastModel
+from ltune.models.outline import outline
+from ltune.models.quantize import NF4
 
 
 @pytest.mark.parametrize("ranks", [16, 32, 64])
@@ -33,3 +40,17 @@ def shared_memory(kernel, constants, options, wide):
     aligned = {places[name]: [["tt.divisibility", 16]] for name in kernel.arg_names if name not in {*constants, "tokens", "share"}}
     source = ASTSource(kernel, kinds, {places[name]: value for name, value in constants.items()}, aligned)
     return compiled(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
+@pytest.mark.parametrize("setting", [Setting(1024), Setting(1024, Keep.NOTHING, cached=False)], ids=["held", "least"])
+def test_the_outline_of_a_model_tells_what_its_steps_launch(setting):
+    """Each kernel of its own kinds, forward before backward; tests/gpu/test_ahead_gpu.py shows that none is missing."""
+    found = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=LoRA(), layers=2)
+    launches = ahead.foreseen(FastModel(found.causal, torch.bfloat16), setting)
+    names = [one.kernel.__name__ for one in launches]
+    assert set(names) == {
+        "_norm", "_norm_backward", "_rotate", "_forward", "_backward_queries", "_backward_keys", "_borrowed_keys", "_add_up",
+        "_gated_low_rank", "_gated_backward_low_rank", "_add", "_cross_entropy",
+    }  # fmt: skip
+    assert len(set(map(ahead.kind_of, launches))) == len(launches)
+    assert max(map(names.index, ("_norm", "_rotate", "_forward", "_gated_low_rank"))) < names.index("_norm_backward")
