@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ltune.models.fast import lowrank_backward
+from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting, least
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.room import ROOM
@@ -132,10 +133,10 @@ def test_gradients_add_up_over_replays():
     torch.testing.assert_close(added, 3 * once, rtol=1e-5, atol=1e-6)
 
 
-def test_inputs_kept_on_the_host_change_nothing():
+@pytest.mark.parametrize("setting", [least(1000), Setting(1000, Keep.ATTENTION, cached=False, offload=True)], ids=["least", "in part"])
+def test_inputs_kept_on_the_host_change_nothing(setting):
     model, causal = build("qwen3", dtype=torch.bfloat16)
     fast = FastModel(causal, torch.bfloat16)
-    setting = least(1000)
     fast.keep, fast.chunk, fast.head_chunk = setting.keep, setting.chunk, setting.head_chunk
     here = [whole(gradients(cpu.quick(fast), model)) for _ in range(2)]
     fast.adopt(setting)

@@ -149,6 +149,16 @@ def test_with_room_the_choice_is_the_quickest():
     assert choose(LLAMA, 0, 8192, 1024) == least(1024)
 
 
+def test_a_row_that_is_too_long_leaves_only_inputs_to_the_host():
+    """What attention computed takes longest to compute again; where even that does not fit, it is."""
+    row = 131072
+    assert choose(LLAMA, 133 * GIB, row, row) == Setting(row, Keep.ATTENTION)
+    assert choose(LLAMA, 73 * GIB, row, row) == Setting(row, Keep.ATTENTION, offload=True)
+    assert choose(LLAMA, 20 * GIB, row, row) == least(row)
+    assert not choose(LLAMA, 20 * GIB, 8192, 1024).offload
+    assert smaller(Setting(row, Keep.ATTENTION, cached=False, offload=True), 0) == least(row)
+
+
 def test_several_micro_batches_find_gradients_there():
     one, several = (need(FULL, Setting(2048, cached=False), 2048, 2048, several=several) for several in (False, True))
     assert several.gradients == one.gradients + FULL.trained_bytes
