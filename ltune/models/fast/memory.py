@@ -22,8 +22,6 @@ PRODUCTS = 7e14  # operations a second
 DEQUANTIZING = 2.5e12  # bytes a second
 LAUNCHING = 2.5e-3  # seconds a layer, forward and backward: no micro-batch is quicker, however small
 STARTING = 5e-3  # seconds that each further micro-batch costs beside that
-COPYING = 2.5e10  # bytes a second, to or from the host
-WAITING = 0.1  # share of that which computing does not hide, about
 
 
 @dataclass(frozen=True)
@@ -176,9 +174,7 @@ def seconds(shape: Shape, setting: Setting, window: int) -> float:
     micro_batches = -(-window // setting.tokens)
     products = (4 + 2 * again) * shape.weights * shape.layers * (window / micro_batches) / PRODUCTS
     dequantizing = 0 if setting.cached else (2 + again) * 2.5 * shape.quantized * shape.layers / DEQUANTIZING
-    copying = 4 * shape.hidden * shape.size * shape.layers * (window / micro_batches) / COPYING if setting.offload else 0
-    computing = max(products, LAUNCHING * shape.layers * (1 + again / 3)) + dequantizing
-    return micro_batches * (max(computing, copying) + WAITING * copying + STARTING)
+    return micro_batches * (max(products, LAUNCHING * shape.layers * (1 + again / 3)) + dequantizing + STARTING)
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------------------------
@@ -189,10 +185,7 @@ def candidates(shape: Shape, window: int, longest: int, *, cached: bool = True, 
     sizes = sorted({max(longest, -(-window // parts)) for parts in (1, 2, 4, 8, 16, 32, 64)})
     levels = [Keep.ATTENTION] if again else [Keep.ALL, Keep.ATTENTION]
     held = sorted({cached and shape.quantized > 0, False})
-    on_the_device = [Setting(size, keep, hold) for size in sizes for keep in levels for hold in held]
-    # Where rows are too long for that: inputs can be copied in the time that computing takes, and attention need not be computed again
-    in_part = [Setting(sizes[0], Keep.ATTENTION, hold, offload=True) for hold in held]
-    return on_the_device + in_part + [least(size) for size in sizes]
+    return [Setting(size, keep, hold) for size in sizes for keep in levels for hold in held] + [least(size) for size in sizes]
 
 
 def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool = True, again: bool = False) -> Setting:

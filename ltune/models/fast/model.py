@@ -73,7 +73,7 @@ class FastModel:
         embeddings = self.decoder.embed_tokens
         self.shelf = HostShelf(embeddings.weight.device)
         plain = type(embeddings) is torch.nn.Embedding and not embeddings.weight.requires_grad
-        if plain and embeddings.weight is not self.head.weight:
+        if plain and embeddings.weight is not self.head.weight and self.host_embeddings is None:
             self.host_embeddings = embeddings.weight.detach().cpu().pin_memory()
             embeddings.weight.data = embeddings.weight.new_empty(0, embeddings.weight.shape[1])  # a part of it would keep the whole
 

@@ -64,6 +64,7 @@ def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None, at: Tens
         y, found = attention.forward(x, context, at if number == len(layers) else None)
         if kept is not None:
             kept.append((context.shelf.put(x), _worth_keeping(found, context)))
+        del found, x  # what is not kept makes room for the feed-forward half
         x, found = _feed_forward(y, feed_forward, context)
         if kept is not None:
             kept.append((context.shelf.put(y), found if context.keep is Keep.ALL else None))
