@@ -26,7 +26,6 @@ from ltune.models.fast.training_graphs import LENT, SHORT
 
 WORKERS = min(8, os.cpu_count() or 1)
 LONGEST = 512  # tokens of the rows of a foreseen step; with as many as OWN_SHORT or fewer it takes the same kernels
-
 MANY = 16 * LENT  # borrowed tokens, of few rows
 
 log = logging.getLogger(__name__)
