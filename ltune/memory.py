@@ -105,6 +105,8 @@ class Memory:
             self.fast.shelf.forget()
         gc.collect()
         torch.cuda.empty_cache()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()  # train/peak_memory_gib is of what is trained, not of what was tried
         batches = step.batches(self.most_tokens)
         largest = max((batch.input_ids.size for batch in batches if len(batch.rows) > 1), default=0)
         before = self.setting
