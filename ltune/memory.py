@@ -18,7 +18,7 @@ from ltune.checkpoints.publish import write_atomically
 from ltune.data.collate import Step
 from ltune.errors import ResourceError, UsageError
 from ltune.models.fast.layer import Keep
-from ltune.models.fast.memory import Setting, choose, least, refusal, smaller
+from ltune.models.fast.memory import Setting, choose, least, quickest, refusal, smaller
 from ltune.models.fast.model import FastModel
 
 Wanted = Literal["auto", "speed", "least"]
@@ -45,10 +45,10 @@ class Memory:
         """Of a micro-batch; None: as configured."""
         return self.setting.tokens if self.setting else None
 
-    def likely(self, tokens: int) -> Setting:
+    def likely(self, fast: FastModel, tokens: int) -> Setting:
         """What the setting will probably be, with so many tokens in the largest step; the free memory has the last word."""
-        setting = least(tokens) if self.wanted == "least" else Setting(tokens, Keep.ATTENTION if self.again else Keep.ALL)
-        return replace(setting, offload=False)
+        setting = least(tokens) if self.wanted == "least" else quickest(fast.shape(), tokens, again=self.again)
+        return replace(setting, offload=False)  # nothing leaves the meta device
 
     # -- before the first step --------------------------------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class Memory:
         if self.wanted == "least":
             return least(step.tokens)
         if self.wanted == "speed":
-            return Setting(step.tokens, Keep.ATTENTION if self.again else Keep.ALL, cached=fast.shape().quantized > 0)
+            return quickest(fast.shape(), step.tokens, again=self.again)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         setting = choose(fast.shape(), free, step.tokens, longest, again=self.again)
         if reason := refusal(fast.shape(), setting, free, torch.cuda.memory_allocated(), step.tokens, longest):

@@ -3,6 +3,7 @@
 import gc
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from ltune.memory import Memory, Wanted
 from ltune.models.adapters import Adapter, LoRA, trainable_state
 from ltune.models.card import Card
 from ltune.models.fast.ahead import compiled_meanwhile
-from ltune.models.fast.model import FastModel
 from ltune.models.load import load_model
 from ltune.models.outline import outline
 from ltune.models.precision import compute_dtype, weights_dtype
@@ -140,7 +140,7 @@ class FineTuner(LightningModule):
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
         }
-        with self._kernels_meanwhile(wanted) if flat and device.type == "cuda" else nullcontext():
+        with self._kernels_meanwhile(wanted, device):
             base = load_model(self.name, **wanted, device=device, sparing=self.memory.wanted == "least")
         seed_step(self.seed)  # the adapter's initial weights depend on the seed alone
         self.model = self.adapter.apply(base)
@@ -155,16 +155,13 @@ class FineTuner(LightningModule):
             now, most = (held(device) / 2**30 for held in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
             log.info("loaded: %.2f GiB of the GPU's memory, %.2f while loading", now, most)
 
-    def _kernels_meanwhile(self, wanted: dict[str, Any]) -> AbstractContextManager[None]:
+    def _kernels_meanwhile(self, wanted: dict[str, Any], device: torch.device) -> AbstractContextManager[None]:
         """Those of the steps to come are compiled."""
-        if not self.fast or self.trainer.state.fn != "fit":
+        if not (self.fast and device.type == "cuda" and self.data.layout == "flat" and self.trainer.state.fn == "fit"):
             return nullcontext()
-
-        def outlined() -> FastModel:
-            causal = outline(self.name, **wanted, adapter=self.adapter, layers=2).causal  # the last differs
-            return FastModel(causal, compute_dtype(str(self.trainer.precision)))
-
-        return compiled_meanwhile(outlined, self.memory.likely(self.data.heaviest_step.tokens), self.trainer.strategy.root_device)
+        outlined = partial(outline, self.name, **wanted, adapter=self.adapter, layers=2)  # the last layer differs
+        likely = partial(self.memory.likely, tokens=self.data.heaviest_step.tokens)
+        return compiled_meanwhile(outlined, compute_dtype(str(self.trainer.precision)), likely, device)
 
     def _load_another_tokenizer(self, model: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
         return load_tokenizer(model, revision=revision, trust_remote_code=self.trust_remote_code if model == self.name else None)

@@ -72,7 +72,7 @@ def outline(
     source, arguments = resolve_model(name), hub_arguments(name, revision, trust_remote_code)
     config = load_config(name, source, arguments)
     if layers is not None:
-        shorten(config.get_text_config(), layers)
+        _shorten(config.get_text_config(), layers)
     with _silent():
         quantization = quantization_for(name, config, quantize, dtype)
     causal = _bare(name, config, dtype, quantization, attention, arguments["trust_remote_code"])
@@ -90,7 +90,7 @@ def outline(
     )
 
 
-def shorten(config: Any, layers: int) -> None:
+def _shorten(config: Any, layers: int) -> None:
     """To the first so many layers."""
     config.num_hidden_layers = min(layers, config.num_hidden_layers)
     if kinds := getattr(config, "layer_types", None):

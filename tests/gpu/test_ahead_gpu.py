@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 # Arguments: ltune's. Prints how many kernels were compiled ahead, and the names of those compiled at their first launch
 COUNTED = """

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast import launch
 from ltune.models.fast.attention import SHORT as OWN_SHORT
 from ltune.models.fast.attention import Lent, Rows
 from ltune.models.fast.build import ROWS
-from ltune.models.fast.launch import Launch
+from ltune.models.fast.launch import Launch, noted
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel, NormStep
 from ltune.models.fast.training_graphs import LENT, SHORT
+from ltune.models.outline import Outline
 
 WORKERS = min(8, os.cpu_count() or 1)
 LONGEST = 512  # tokens of the rows of a foreseen step; with as many as OWN_SHORT or fewer it takes the same kernels
@@ -32,17 +32,21 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def compiled_meanwhile(outlined: Callable[[], FastModel], setting: Setting, device: torch.device) -> Iterator[None]:
-    """Within it the kernels of steps under that setting are compiled; it is left when they are ready.
+def compiled_meanwhile(
+    outlined: Callable[[], Outline], dtype: torch.dtype, likely: Callable[[FastModel], Setting], device: torch.device
+) -> Iterator[None]:
+    """Within it the kernels of steps are compiled; it is left when they are ready.
 
     Args:
         outlined: Makes the model on the meta device; it may fail, and nothing is compiled then.
-        setting: That steps will probably have.
+        dtype: Of the products.
+        likely: The setting that steps will probably have.
         device: That they will run on.
     """
     pool = ThreadPoolExecutor(WORKERS, initializer=torch.cuda.set_device, initargs=(device,))
     try:
-        launches = foreseen(outlined(), setting)
+        fast = FastModel(outlined().causal, dtype)
+        launches = foreseen(fast, likely(fast))
     except Exception as error:  # whatever it is, the model itself says it, or does without an outline
         log.debug("no kernels are compiled ahead: %s", error)
         launches = []
@@ -68,18 +72,14 @@ def foreseen(fast: FastModel, setting: Setting) -> list[Launch]:
         fast: On the meta device; it takes on the setting.
         setting: Of the steps.
     """
-    noted: list[Launch] = []
-    launch.NOTED = noted
-    try:
+    with noted() as launches:
         with torch.no_grad():
             fast.norm.forward(_outputs(fast, sum(ROWS), len(ROWS)))
         fast.adopt(setting)
         for tokens in sorted({setting.tokens, -(-setting.tokens // 2)}):
             for borrowed in (0, LENT, MANY):
                 _step(fast, tokens, borrowed)
-    finally:
-        launch.NOTED = None
-    return list({kind_of(one): one for one in noted}.values())
+    return list({kind_of(one): one for one in launches}.values())
 
 
 def kind_of(one: Launch) -> tuple:

@@ -1,6 +1,8 @@
 """Triton where there is a GPU and the package; names that stand for it where there is not, so that kernels can be defined. And what several
 launches have in common."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,8 +27,7 @@ except ImportError:  # torch's CPU builds come without it
 
 INTERPRETED = False  # set by tests that run the kernels on the CPU, in Triton's interpreter
 
-
-NOTED: list["Launch"] | None = None  # launches, while somebody collects them (ahead.py)
+_noted: list["Launch"] | None = None  # while somebody wants to know
 
 
 class Launch(NamedTuple):
@@ -39,7 +40,7 @@ class Launch(NamedTuple):
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run a kernel. With tensors on torch's meta device nothing runs: then it is only noted.
+    """Run a kernel; with tensors on torch's meta device nothing runs (``noted``).
 
     Args:
         kernel: Of ``triton.jit``.
@@ -47,10 +48,22 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         arguments: The kernel's; the first is a tensor.
         options: The kernel's constants, warps and stages.
     """
-    if NOTED is not None:
-        NOTED.append(Launch(kernel, grid, arguments, options))
+    if _noted is not None:
+        _noted.append(Launch(kernel, grid, arguments, options))
     if not arguments[0].is_meta:
         kernel[grid](*arguments, **options)
+
+
+@contextmanager
+def noted() -> Iterator[list[Launch]]:
+    """What is launched within it."""
+    global _noted
+    found: list[Launch] = []
+    _noted = found
+    try:
+        yield found
+    finally:
+        _noted = None
 
 
 def has_triton(tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ def serves(dy: Tensor, ranks: int) -> bool:
     """Whether it is possible, and worth it."""
     if not has_triton(dy) or dy.numel() < WORTH or not 0 < ranks <= MOST:
         return False
-    return not on_gpu(dy) or (dy.dtype is not torch.float32 and torch.cuda.get_device_capability()[0] == 9)
+    return not on_gpu(dy) or (dy.dtype is not torch.float32 and torch.cuda.get_device_capability(dy.device if dy.is_cuda else None)[0] == 9)
 
 
 def low_rank_backward(dy: Tensor, z: Tensor, b: Tensor, dz: Tensor) -> Tensor:

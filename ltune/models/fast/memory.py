@@ -240,4 +240,4 @@ def smaller(setting: Setting, largest: int) -> Setting | None:
         return replace(setting, tokens=min(setting.tokens, largest) // 2)
     if setting.keep is Keep.ALL:
         return replace(setting, keep=Keep.ATTENTION)
-    return least(setting.tokens) if not setting.offload or setting.keep is not Keep.NOTHING else None
+    return least(setting.tokens) if not setting.offload else None

@@ -72,54 +72,16 @@ def rms_norm_backward(
     width, rows = x.shape[-1], r.numel()
     block, warps = _sizes(width)
     strides = (x.stride(0), stride, _step(dy), _step(dy if add is None else add), _step(dx))
-    if not with_weight:
-        launch(
-            _norm_backward,
-            (rows,),
-            dy,
-            x,
-            r,
-            weight,
-            dx,
-            add,
-            dx,
-            *strides,
-            heads,
-            width,
-            offset,
-            rows,
-            1,
-            add is not None,
-            False,
-            block,
-            num_warps=warps,
-        )
-        return dx, None
-    share = -(-rows // 512)  # rows of a program: each keeps its own part of the weight's gradient, added up afterwards
+    share = (
+        -(-rows // 512) if with_weight else 1
+    )  # rows of a program; each keeps its own part of the weight's gradient, added up afterwards
     programs = -(-rows // share)
-    parts = torch.empty(programs, width, dtype=torch.float32, device=x.device)
+    parts = torch.empty(programs, width, dtype=torch.float32, device=x.device) if with_weight else dx
     launch(
-        _norm_backward,
-        (programs,),
-        dy,
-        x,
-        r,
-        weight,
-        dx,
-        add,
-        parts,
-        *strides,
-        heads,
-        width,
-        offset,
-        rows,
-        share,
-        add is not None,
-        True,
-        block,
-        num_warps=warps,
-    )
-    return dx, parts.sum(0)
+        _norm_backward, (programs,),
+        dy, x, r, weight, dx, add, parts, *strides, heads, width, offset, rows, share, add is not None, with_weight, block, num_warps=warps,
+    )  # fmt: skip
+    return dx, parts.sum(0) if with_weight else None
 
 
 def _empty(x: Tensor, room: bool) -> Tensor:

@@ -38,19 +38,9 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
         return
     tokens, count, width = heads.shape
     launch(
-        _rotate,
-        (tokens,),
-        heads,
-        cos,
-        sin,
-        heads.stride(0),
-        heads.stride(1),
-        count,
-        half,
-        power_of_two(count),
-        power_of_two(half),
-        num_warps=4,
-    )
+        _rotate, (tokens,),
+        heads, cos, sin, heads.stride(0), heads.stride(1), count, half, power_of_two(count), power_of_two(half), num_warps=4,
+    )  # fmt: skip
 
 
 def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, room: bool = False) -> Tensor:

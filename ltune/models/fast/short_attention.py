@@ -109,11 +109,8 @@ def attend_short_backward(
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
     rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
     tile, shape = shape_of(heads // key_heads, width, QUERIES[width > 128])
-    beside = seen_beside(lent)
-    launch(
-        _backward_queries, grid(tokens, starts, tile, k),
-        do, q, k, v, o, lse, delta, dq, starts, *beside, *rest, lent is not None, **shape
-    )  # fmt: skip
+    at = grid(tokens, starts, tile, k)
+    launch(_backward_queries, at, do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent is not None, **shape)
     sizes = KEYS[width > 128]
     tile, shape = shape_of(heads // key_heads, width, sizes)
     launch(_backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)

@@ -149,12 +149,6 @@ def test_with_room_the_choice_is_the_quickest():
     assert choose(LLAMA, 0, 8192, 1024) == least(1024)
 
 
-def test_what_waits_on_the_host_already_is_computed_again_last():
-    row = 131072
-    assert smaller(Setting(row, Keep.ATTENTION, cached=False, offload=True), 0) == least(row)
-    assert smaller(least(row), 0) is None
-
-
 def test_several_micro_batches_find_gradients_there():
     one, several = (need(FULL, Setting(2048, cached=False), 2048, 2048, several=several) for several in (False, True))
     assert several.gradients == one.gradients + FULL.trained_bytes
