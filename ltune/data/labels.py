@@ -30,7 +30,7 @@ def label(pieces: Pieces, train_on: TrainOn, weights: np.ndarray | None = None) 
 def _trained(pieces: Pieces, train_on: TrainOn) -> Sequence | None:
     if train_on == "all":
         return sequence_of(pieces.ids, pieces.ids.copy()) if len(pieces.ids) > 1 else None
-    labels = np.full(len(pieces.ids), IGNORE, np.int32)
+    labels = pieces.ids.copy()
     first = 0  # piece that is trained
     if train_on == "last":
         first = len(pieces.without_tail().trained)
@@ -40,8 +40,9 @@ def _trained(pieces: Pieces, train_on: TrainOn) -> Sequence | None:
     for number, (length, trained) in enumerate(zip(pieces.lengths, pieces.trained, strict=True)):
         end = begin + length
         if trained and number >= first:
-            labels[begin:end] = pieces.ids[begin:end]
             count += length if begin else length - 1  # nothing stands before the first token
+        else:
+            labels[begin:end] = IGNORE
         begin = end
     return sequence_of(pieces.ids, labels) if count > 0 else None
 

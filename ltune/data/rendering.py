@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ltune.data.openai_messages import to_openai, with_text_arguments, wrapped
 from ltune.data.prefixes import Piece, Unpreserved, by_prefix, masked, untrained
@@ -32,8 +32,7 @@ PROBE = (
 )
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of a rendered conversation. The pieces joined are the whole of it."""
 
     text: str
