@@ -7,6 +7,7 @@ run takes the recorded one.
 import gc
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +25,15 @@ from ltune.models.fast.model import FastModel
 Wanted = Literal["auto", "speed", "least"]
 
 log = logging.getLogger(__name__)
+
+
+def in_one_piece() -> None:
+    """Have torch take the GPU's memory as one piece that grows, unless the user asks for something else. Call it before the first use.
+
+    In the pieces that it takes otherwise, a step that needs 128 of 139 GiB does not fit (measured).
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 class Memory:

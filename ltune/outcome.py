@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ltune.errors import NonFiniteError
+from ltune.moment import Moment
 from ltune.objectives.metrics import Metrics, parts_of, values_of
 
 
@@ -29,7 +29,7 @@ class Outcome:
     values: Tensor  # (2,): the loss over all ranks, and the gradient's norm before clipping
     parts: list[Part]
     step: int
-    ready: Any = None  # event after which the values are on the host
+    ready: Moment | None = None  # when the values are on the host
 
     @property
     def loss(self) -> float:
@@ -41,28 +41,36 @@ class Outcome:
         """Of the gradient."""
         return self._read(1)
 
-    def metrics(self, add_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The objective's, of the step. To be asked on all ranks, or on none.
+    def metrics(self, add_ranks: Callable[[Tensor], Tensor]) -> Callable[[], dict[str, float]]:
+        """The objective's, of the step. To be asked on all ranks, or on none; reading what is returned waits for the device.
 
         Args:
             add_ranks: Adds up a tensor over the ranks.
         """
         if not self.parts or not self.parts[0].metrics:
-            return {}
-        sums = torch.stack([parts_of(part.metrics) for part in self.parts]).sum(0)
-        return values_of(self.parts[0].metrics, add_ranks(sums))
+            return dict
+        names = list(self.parts[0].metrics)
+        sums = add_ranks(torch.stack([parts_of(part.metrics) for part in self.parts]).sum(0))
+        on_host = sums.to("cpu", non_blocking=True)
+        there = Moment(sums.device)
+
+        def read() -> dict[str, float]:
+            there.wait()
+            return values_of(names, on_host)
+
+        return read
 
     def _read(self, place: int) -> float:
         if self.ready is not None:
-            self.ready.synchronize()
+            self.ready.wait()
         return float(self.values[place])
 
     def guard(self, optimizer: Optimizer) -> None:
         """Have a fused optimizer leave the step out, on the device, if something is not finite; the host can look later."""
         optimizer.found_inf = 1.0 - torch.isfinite(self.values).all().float()  # type: ignore[attr-defined]
+        device = self.values.device
         self.values = self.values.to("cpu", non_blocking=True)
-        self.ready = torch.cuda.Event()
-        self.ready.record()
+        self.ready = Moment(device)
 
     def check(self, place: Callable[[int], str], norm_too: bool) -> None:
         """Stop if the loss is not finite, or the gradient's norm.

@@ -1,5 +1,6 @@
 """An optimizer step of all its micro-batches: forward and backward, again with less where memory runs out, and what it came to."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,19 +128,10 @@ class Steps:
         if outcome is not None:
             outcome.check(self.module.data.train_rows.place, norm_too=self.module.trainer.precision != "16-mixed")
 
-    @property
-    def loss(self) -> float:
-        """Of the last step. Waits for the device."""
-        return self.outcome.loss if self.outcome else float("nan")
-
-    @property
-    def grad_norm(self) -> float:
-        """Of the last step, before clipping."""
-        return self.outcome.norm if self.outcome else float("nan")
-
-    def metrics(self) -> dict[str, float]:
-        """The objective's, of the last step. All ranks ask, or none; waits for the device."""
-        return self.outcome.metrics(self.add_ranks) if self.outcome else {}
+    def metrics(self) -> Callable[[], dict[str, float]]:
+        """The objective's, of the last step. All ranks ask, or none; what is returned waits for the device."""
+        assert self.outcome is not None, "a step has been taken"
+        return self.outcome.metrics(self.add_ranks)
 
     def add_ranks(self, values: Tensor) -> Tensor:
         """The sum over the ranks."""

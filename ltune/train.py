@@ -34,6 +34,7 @@ from ltune.checks import check
 from ltune.data.contents import cache_folder, content_hash, hashes_in
 from ltune.data.datamodule import ChatData
 from ltune.errors import ResourceError, UsageError
+from ltune.memory import in_one_piece
 from ltune.models.card import Card
 from ltune.models.precision import TruePrecision
 from ltune.module import FineTuner
@@ -248,6 +249,7 @@ def quiet() -> None:
 def main(command: str, argv: list[str]) -> int:
     """Run one of LightningCLI's commands."""
     quiet()
+    in_one_piece()
     try:
         TrainCLI(FineTuner, ChatData, args=[command, *argv], **cli_options(command, argv))
     except Finished as done:

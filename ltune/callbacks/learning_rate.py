@@ -22,4 +22,5 @@ class LearningRate(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         """Log it."""
         if at_log_step(trainer):
-            tell(trainer, {"train/lr": float(self._used)})
+            used = self._used
+            tell(trainer, lambda: {"train/lr": float(used)})

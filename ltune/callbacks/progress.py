@@ -6,6 +6,7 @@ It shows what others log, so it comes after them in the list of callbacks.
 import math
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from ltune.callbacks.step_numbers import when_told
 from ltune.callbacks.when import at_log_step, stepped
 
 SHOWN = {  # metric: how it is shown
@@ -63,10 +65,16 @@ class Progress(ProgressBar):
             return
         step, total = trainer.global_step, trainer.estimated_stepping_batches
         eta = self._remaining.after_step(total - step)
-        values = self._metrics(SHOWN) if at_log_step(trainer) else None  # between log steps, reading them would wait for the device
+        if at_log_step(trainer):
+            when_told(trainer, partial(self._show, step, total, eta))
+        else:
+            self._advance("training", step, total, eta=eta)
+
+    def _show(self, step: int, total: float, eta: str) -> None:
+        values = self._metrics(SHOWN)
         if self._on_terminal:
             self._advance("training", step, total, values, eta)
-        elif values is not None:
+        else:
             self._line([f"step {_of(step, total)}", *values, f"eta {eta}"])
 
     # -- evaluation -----------------------------------------------------------------------------------------------------------------

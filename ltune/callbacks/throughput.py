@@ -2,7 +2,7 @@
 
 import resource
 import sys
-import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.callbacks.step_numbers import tell
 from ltune.callbacks.when import at_log_step, stepped
+from ltune.moment import Moment
 
 
 class Throughput(Callback):
@@ -21,22 +22,22 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self._restart()
+        self._restart(torch.device("cpu"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here."""
-        self._restart()
+        self._restart(trainer.strategy.root_device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._paused = time.perf_counter()
+        self._stopped = Moment(trainer.strategy.root_device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on where the clock was stopped."""
-        self._started += time.perf_counter() - self._paused
+        self._pauses.append((self._stopped, Moment(trainer.strategy.root_device)))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
-        """Count the step; the device is only waited for when logging."""
+        """Count the step."""
         steps: Any = pl_module.steps
         trained = steps.collected  # of some objectives, others than those read
         self._tokens += trained.tokens
@@ -45,25 +46,28 @@ class Throughput(Callback):
         if not at_log_step(trainer):
             return
         device = trainer.strategy.root_device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - self._started
         mine = torch.tensor([self._tokens, self._samples, peak_memory(device)], dtype=torch.float64)
         if trainer.world_size > 1:
-            mine = trainer.strategy.all_gather(mine.to(device)).cpu()
-        ranks = mine.reshape(-1, 3)
-        values = {
-            "train/tokens_per_second": float(ranks[:, 0].sum()) / seconds,
-            "train/samples_per_second": float(ranks[:, 1].sum()) / seconds,
-            "train/step_seconds": seconds / self._steps,
-            "train/peak_memory_gib": float(ranks[:, 2].max()) / 2**30,
-        }
-        tell(trainer, values)
-        self._restart()
+            mine = trainer.strategy.all_gather(mine.to(device)).to("cpu", non_blocking=True)
+        read = partial(_rates, mine.reshape(-1, 3), self._steps, self._started, self._pauses, Moment(device))
+        tell(trainer, read)
+        self._restart(device)
 
-    def _restart(self) -> None:
-        self._started = self._paused = time.perf_counter()
+    def _restart(self, device: torch.device) -> None:
+        self._started = self._stopped = Moment(device)
+        self._pauses: list[tuple[Moment, Moment]] = []
         self._tokens = self._samples = self._steps = 0
+
+
+def _rates(ranks: torch.Tensor, steps: int, begin: Moment, pauses: list[tuple[Moment, Moment]], end: Moment) -> dict[str, float]:
+    """Of (ranks, 3): tokens, samples and bytes since ``begin``."""
+    seconds = end.since(begin) - sum(after.since(before) for before, after in pauses)
+    return {
+        "train/tokens_per_second": float(ranks[:, 0].sum()) / seconds,
+        "train/samples_per_second": float(ranks[:, 1].sum()) / seconds,
+        "train/step_seconds": seconds / steps,
+        "train/peak_memory_gib": float(ranks[:, 2].max()) / 2**30,
+    }
 
 
 def peak_memory(device: torch.device) -> int:

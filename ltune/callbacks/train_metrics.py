@@ -15,7 +15,14 @@ class TrainMetrics(Callback):
         if not at_log_step(trainer):
             return
         steps: Any = pl_module.steps  # Lightning's class does not declare our module's attributes
-        values = {"train/loss": steps.loss, "train/grad_norm": steps.grad_norm}
-        values["train/epoch"] = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-        values |= {f"train/{name}": value for name, value in steps.metrics().items()}
-        tell(trainer, values)
+        epoch = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+        outcome, metrics = steps.outcome, steps.metrics()
+        tell(
+            trainer,
+            lambda: {
+                "train/loss": outcome.loss,
+                "train/grad_norm": outcome.norm,
+                "train/epoch": epoch,
+                **{f"train/{name}": value for name, value in metrics().items()},
+            },
+        )

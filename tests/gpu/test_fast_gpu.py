@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltune.models.fast import lowrank_backward
+from ltune.models.fast import attention, lowrank_backward
 from ltune.models.fast.memory import Setting, least
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.room import ROOM
@@ -144,6 +144,33 @@ def test_inputs_kept_on_the_host_change_nothing():
     assert fast.host_embeddings is not None
     assert fast.decoder.embed_tokens.weight.untyped_storage().nbytes() == 0  # nothing is left on the GPU
     assert all(torch.equal(one, here[0]) for one in (*here, *there))
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_gradients_of_a_long_row_are_the_same_bits_where_that_is_asked_for(request):
+    torch.manual_seed(0)
+    tokens = 2 * attention.LONG
+    q, do = torch.randn(2, tokens, 8, 64, device="cuda", dtype=torch.bfloat16)
+    k, v = torch.randn(2, tokens, 2, 64, device="cuda", dtype=torch.bfloat16)
+    rows = attention.Rows(torch.tensor([0, tokens], dtype=torch.int32, device="cuda"), tokens)
+    assert attention.by_cudnn(1, tokens)
+
+    def found():
+        return attention._gradients(do, q, k, v, attention.attend(q, k, v, rows, 0.125, None), rows, 0.125, None)
+
+    quickest = found()
+    request.getfixturevalue("deterministic")
+    assert not attention.by_cudnn(1, tokens)
+    first, second = found(), found()
+    for one, other, quick in zip(first, second, quickest, strict=True):
+        assert torch.equal(one, other)
+        assert (one - quick).float().norm() < 0.01 * one.float().norm()
 
 
 @pytest.mark.parametrize("options", [[], ["--data.tokens_per_batch", "300"], ["--model.memory", "least"]], ids=["rows", "tokens", "least"])

@@ -3,11 +3,14 @@
     o = softmax(scale q k^T) v,   lse = log sum exp (scale q k^T),   no token seeing another row's
 
 FlashAttention's variable-length kernel (https://arxiv.org/abs/2307.08691, in torch) on CUDA, cuDNN's where a single long row is all
-there is (measured: twice as fast), our own for short rows (more than twice as fast), the formula elsewhere.
+there is (measured: twice as fast), our own for short rows (more than twice as fast), the formula elsewhere. All but cuDNN's give the same
+bits each time.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
 OWN = True  # whether our own kernels for short rows are used
 SHORT = 2048  # tokens; up to here they are; a captured step gives all its tokens as the longest row's
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -30,11 +35,6 @@ class Rows:
     starts: Tensor  # (rows + 1,) int32: where each begins, and T
     longest: int  # tokens, lent ones included
     lent: Lent | None = None  # rows may see tokens of another before their own; see ``can_lend``
-
-    @property
-    def single(self) -> bool:
-        """Whether there is one row."""
-        return len(self.starts) == 2
 
 
 def can_lend(longest: int, width: int, like: Tensor) -> bool:
@@ -71,8 +71,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
 def attend_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Saved, rows: Rows, scale: float, window: int | None, turn: Turn, room: bool = False
 ) -> Tensor:
-    """The gradients of queries and keys as they were before they were rotated, and of the values, side by side: (T, (H + 2 K) D); the same
-    bits each time.
+    """The gradients of queries and keys as they were before they were rotated, and of the values, side by side: (T, (H + 2 K) D).
 
     Args:
         do: (T, H, D).
@@ -99,6 +98,7 @@ def _gradients(
     if not _has_kernel(q):
         return _formula_backward(do, q, k, v, o, lse, rows, scale, window)
     if _long(q, rows, window):
+        _say_that_bits_differ()
         starts_q, starts_k, longest_q, longest_k, seed, offset = rest
         gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             _batched(do), _batched(q), _batched(k), _batched(v), _batched(o), lse, seed, offset, None,
@@ -128,7 +128,25 @@ def _has_kernel(q: Tensor) -> bool:
 
 
 def _long(q: Tensor, rows: Rows, window: int | None) -> bool:
-    return rows.single and rows.longest >= LONG and window is None and q.shape[-1] <= 128
+    return by_cudnn(len(rows.starts) - 1, rows.longest) and window is None and q.shape[-1] <= 128
+
+
+def by_cudnn(rows: int, longest: int) -> bool:
+    """Whether cuDNN's kernel is the one for so many rows.
+
+    The last bits of its gradient of the queries differ from one time to the next, even where torch asks for a deterministic kernel
+    (measured with cuDNN 9.19 and torch 2.11), so there it is not.
+    """
+    return rows == 1 and longest >= LONG and not torch.are_deterministic_algorithms_enabled()
+
+
+@cache
+def _say_that_bits_differ() -> None:
+    log.info(
+        "a row of %d tokens or more by itself: the quickest attention is used, whose gradients differ in the last bits each time.\n"
+        "Where a resumed run must end in the same bits, set  trainer.deterministic: true  (two to three times as long for such rows).",
+        LONG,
+    )
 
 
 def _batched(heads: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ step: at the head, in the last layer's backward and in the first one's.
 
 from dataclasses import dataclass, replace
 
-from ltune.models.fast.attention import LONG
+from ltune.models.fast.attention import by_cudnn
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.loss import BYTES
 from ltune.models.fast.room import ROOM
@@ -79,7 +79,7 @@ def activations(shape: Shape, setting: Setting, tokens: int) -> int:
 def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> int:
     """What the backward of attention has alive beside what was kept."""
     rows = max(1, tokens // max(1, longest))
-    splits = 1 if rows == 1 and longest >= LONG else -(-PROCESSORS // (rows * shape.heads))
+    splits = 1 if by_cudnn(rows, longest) else -(-PROCESSORS // (rows * shape.heads))
     sums = 4 * splits * (tokens + 128 * rows) * shape.attended  # of dq, in float32, so that it is the same each time
     grouped = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0  # dk and dv of each query head
     gradients = shape.hidden + 2 * shape.attended + (shape.qkv - shape.attended)  # dy, do, dq, dk and dv
