@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
@@ -38,6 +37,7 @@ from ltune.optim.groups import build_optimizer, fuse
 from ltune.optim.schedules import Cosine, Schedule
 from ltune.randomness import seed_step
 from ltune.steps import Steps
+from ltune.unobserved import Module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ PROMPTS = 4096  # that the quick way is given at once
 log = logging.getLogger(__name__)
 
 
-class FineTuner(LightningModule):
+class FineTuner(Module):
     """Fine-tunes a causal language model.
 
     Args:

@@ -39,6 +39,7 @@ from ltune.models.card import Card
 from ltune.models.precision import TruePrecision
 from ltune.module import FineTuner
 from ltune.schema import LINKS
+from ltune.unobserved import Unprofiled
 from ltune.usage import explain
 
 log = logging.getLogger("ltune")
@@ -142,14 +143,14 @@ class TrainCLI(LightningCLI):
             plugins.append(TruePrecision(config["precision"]))
             kwargs["precision"] = None
         asked = config["logger"]
-        loggers = asked if isinstance(asked, list) else [asked] if asked not in (None, True, False) else []
-        loggers = [logger for logger in loggers if not isinstance(logger, TensorBoard)]  # ours is put in below
+        loggers = [logger for logger in as_list(asked) if not isinstance(logger, bool | TensorBoard)]  # ours is put in below
         if self.subcommand == "fit" and asked is not False:
             loggers = [JSONLines(run), *loggers]
             if not any(isinstance(logger, TensorBoardLogger) for logger in loggers):
                 loggers.append(TensorBoard(str(run)))
         # Lightning's batch is a whole step's rows, which the module divides; data.accumulate has the number
         kwargs |= {"logger": loggers or False, "plugins": plugins, "default_root_dir": str(run), "accumulate_grad_batches": 1}
+        kwargs["profiler"] = config["profiler"] or Unprofiled()
         try:
             return super().instantiate_trainer(**kwargs)
         except MisconfigurationException as error:
