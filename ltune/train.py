@@ -69,16 +69,8 @@ class TrainCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The one command that was called: building each parser takes a second."""
-        skip = {
-            "model",
-            "dataloaders",
-            "train_dataloaders",
-            "val_dataloaders",
-            "datamodule",
-            "weights_only",
-            "return_predictions",
-            "verbose",
-        }
+        skip = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule"}
+        skip |= {"weights_only", "return_predictions", "verbose"}
         return {TrainCLI.command: skip | ({"ckpt_path"} if TrainCLI.command == "fit" else set())}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -105,6 +97,7 @@ class TrainCLI(LightningCLI):
             changed |= self.folder.refuse_changes(self.settings, rehash(self.folder, config.data.cache), None, config.resume.allow)
             if self.folder.finished and not changed:
                 raise Finished(self.folder)
+            in_one_piece()
 
     def _take_result(self, config: Any) -> None:
         """``--ckpt_path RUN`` means the run's result, or its newest checkpoint while there is none."""
@@ -250,7 +243,6 @@ def quiet() -> None:
 def main(command: str, argv: list[str]) -> int:
     """Run one of LightningCLI's commands."""
     quiet()
-    in_one_piece()
     try:
         TrainCLI(FineTuner, ChatData, args=[command, *argv], **cli_options(command, argv))
     except Finished as done:
