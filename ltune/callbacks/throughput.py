@@ -60,7 +60,7 @@ class Throughput(Callback):
 
 
 def _rates(ranks: torch.Tensor, steps: int, begin: Moment, pauses: list[tuple[Moment, Moment]], end: Moment) -> dict[str, float]:
-    """Of (ranks, 3): tokens, samples and bytes since ``begin``."""
+    """Of (ranks, 3): tokens, samples and bytes since ``begin``. They are on the host when ``end`` is over, which is waited for."""
     seconds = end.since(begin) - sum(after.since(before) for before, after in pauses)
     return {
         "train/tokens_per_second": float(ranks[:, 0].sum()) / seconds,
