@@ -53,7 +53,7 @@ def compare(name: str, tokenizer: Any, template: str | None, rows: list, rounds:
         "render": lambda some: [render(row.messages) for row in some],
         "process_batch": encoder.process_batch,
     }
-    best = dict.fromkeys(contestants, 0.0)
+    total = dict.fromkeys(contestants, 0.0)
     for begin in range(0, len(rows), CHUNK):
         some = rows[begin : begin + CHUNK]
         texts = [segment.text for row in some for segment in render(row.messages)]
@@ -61,9 +61,9 @@ def compare(name: str, tokenizer: Any, template: str | None, rows: list, rounds:
         for _ in range(rounds):
             for what, work in contestants.items():
                 least[what] = min(least[what], seconds(work, texts if what.startswith("encode") else some))
-        best = {what: best[what] + least[what] for what in contestants}
-    for what, took in best.items():
-        shares = " | ".join(f"{best[other] / took:.0%}" for other in ("encode_batch", "encode_batch_fast"))
+        total = {what: total[what] + least[what] for what in contestants}
+    for what, took in total.items():
+        shares = " | ".join(f"{total[other] / took:.0%}" for other in ("encode_batch", "encode_batch_fast"))
         print(f"| {name} | {what} | {took / len(rows) * 1e6:.1f} | {tokens / took:,.0f} | {shares} |", flush=True)
 
 

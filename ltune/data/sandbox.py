@@ -147,6 +147,10 @@ class GenerationMarks(Extension):
         return nodes.FilterBlock(body, nodes.Filter(None, "_marked", [], [], None, None)).set_lineno(line)
 
 
+def _marked(written: Any) -> Marked:
+    return Marked(sane(written))  # a template may call any filter by its name, this one too
+
+
 class SafeNamespace(Namespace):
     """A ``namespace()`` whose names do not begin with an underscore."""
 
@@ -172,7 +176,7 @@ def _environment() -> Sandbox:
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationMarks, loopcontrols])
     environment.finalize = sane
     environment.filters |= {name: sane_arguments(environment.filters[name]) for name in WRITING}
-    environment.filters |= {"tojson": _tojson, "round": _round, "_sane": sane, "_marked": Marked}
+    environment.filters |= {"tojson": _tojson, "round": _round, "_sane": sane, "_marked": _marked}
     environment.tests["divisibleby"] = _divisible_by
     del environment.globals["lipsum"]
     environment.globals |= {

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece that stands for one byte of ordinary text
 COPIES = 3  # large; more than one is needed only where texts have private characters
 NOTHING = re.compile(r"(?!)")
-NONE: Counter[str] = Counter()  # what nearly all rows spell: making one takes time
 
 
 class Tokens:
@@ -64,7 +63,7 @@ class Tokens:
             # Most texts have not even a beginning of one, which is found out far faster
             if any(stem in text for stem in self.stems):
                 found += self.spelled.findall(text)
-        return Counter(found) if found else NONE
+        return Counter(found)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
         """All ids, (tokens,) int32, and how many are each text's; control tokens in a text count as such."""

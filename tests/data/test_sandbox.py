@@ -53,6 +53,8 @@ NESTED = "{% set n = namespace(x=['a']) %}{% for a in range(60) %}{% set n.x = [
         (NESTED + "{{ n.x }}", "huge list"),
         (NESTED + "{{ n.x ~ '' }}", "huge list"),
         (NESTED + "{{ n.x | upper }}", "huge list"),
+        (NESTED + "{{ n.x | _marked }}", "huge list"),
+        (NESTED + "{{ [n.x] | map('_marked') | list }}", "huge list"),
         (NESTED + "{{ n.x | tojson }}", "huge list"),
         (NESTED + "{{ '%s' % n.x }}", "huge list"),
         (NESTED + "{{ raise_exception(n.x) }}", "huge list"),

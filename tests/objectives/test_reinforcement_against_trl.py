@@ -142,7 +142,7 @@ def ours(objective, tokenizer, answers, flat):
     return rollout.of_answers["advantages"], loss, model.model.layers[0].mlp.up_proj.weight.grad, {**metrics, **told}
 
 
-def same(mine, yours, names):
+def assert_same(mine, yours, names):
     torch.testing.assert_close(mine[0], yours[0], **CLOSE)
     torch.testing.assert_close(mine[1], yours[1], **CLOSE)
     torch.testing.assert_close(mine[2], yours[2], **CLOSE)
@@ -179,7 +179,7 @@ def test_grpo(name, flat, trainers, tokenizer, answers):
     # TRL leaves masked answers out of these means too, and counts answers where the ratio is theirs
     names = [] if name in ("DAPO", "GSPO") else names
     names += ["kl"] if "kl" in knobs else []
-    same(ours(objective, tokenizer, answers, flat), theirs(trainers["GRPO"], **DEFAULT | settings), names)
+    assert_same(ours(objective, tokenizer, answers, flat), theirs(trainers["GRPO"], **DEFAULT | settings), names)
 
 
 @pytest.mark.parametrize(
@@ -191,4 +191,4 @@ def test_rloo(knobs, settings, trainers, tokenizer, answers):
     objective = RLOO([Length(3)], answers=GROUP, sampling=sampling, iterations=2, reference=Given(small_model(1)), **knobs)
     settings = {"beta": 0.1, "normalize_advantages": False, "epsilon_low": 0.9, "epsilon_high": 0.9} | settings
     names = ["clip_ratio/region_mean", *(["kl"] if settings["beta"] else [])]
-    same(ours(objective, tokenizer, answers, True), theirs(trainers["RLOO"], **settings), names)
+    assert_same(ours(objective, tokenizer, answers, True), theirs(trainers["RLOO"], **settings), names)

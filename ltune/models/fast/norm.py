@@ -72,9 +72,8 @@ def rms_norm_backward(
     width, rows = x.shape[-1], r.numel()
     block, warps = _sizes(width)
     strides = (x.stride(0), stride, _step(dy), _step(dy if add is None else add), _step(dx))
-    share = (
-        -(-rows // 512) if with_weight else 1
-    )  # rows of a program; each keeps its own part of the weight's gradient, added up afterwards
+    # Rows of a program; each keeps its own part of the weight's gradient, added up afterwards
+    share = -(-rows // 512) if with_weight else 1
     programs = -(-rows // share)
     parts = torch.empty(programs, width, dtype=torch.float32, device=x.device) if with_weight else dx
     launch(
