@@ -24,9 +24,9 @@ from ltune.models.fast.rotary import Turn, rotate
 
 
 class Keep(IntEnum):
-    """What a layer keeps for its backward, beside its input; each level keeps less than the one before."""
+    """What a layer keeps for its backward, beside its halves' inputs; each level keeps less than the one before."""
 
-    ALL = 0  # the normalised inputs, q, k, v, attention's output, gate and up
+    ALL = 0  # the normalised inputs (instead of the inputs, where norms are invertible), q, k, v, attention's output, gate and up
     ATTENTION = 1  # attention's output
     NOTHING = 2
 
@@ -38,13 +38,18 @@ class Norm:
     weight: nn.Parameter
     eps: float
     offset: float
+    invertible: bool = False  # its weight is frozen and nowhere near 0, so that its output tells what its backward wants of the input
 
-    def forward(self, x: Tensor, room: bool = False, copy: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return rms_norm(x, self.weight, self.eps, self.offset, room, copy)
+    def forward(self, x: Tensor, room: bool = False) -> tuple[Tensor, Tensor]:
+        return rms_norm(x, self.weight, self.eps, self.offset, room)
 
-    def backward(self, dy: Tensor, x: Tensor, r: Tensor, add: Tensor | None = None, room: bool = False) -> tuple[Tensor, Gradients]:
-        """dx (plus ``add``), and the weight's gradient if it is trained."""
-        dx, dweight = rms_norm_backward(dy, x, r, self.weight, self.offset, add, self.weight.requires_grad, room)
+    def backward(
+        self, dy: Tensor, x: Tensor | None, r: Tensor, add: Tensor | None = None, room: bool = False, y: Tensor | None = None
+    ) -> tuple[Tensor, Gradients]:
+        """dx (plus ``add``), and the weight's gradient if it is trained. Without x it wants y, which an invertible norm gave."""
+        known = y if x is None else x
+        assert known is not None
+        dx, dweight = rms_norm_backward(dy, known, r, self.weight, self.offset, add, self.weight.requires_grad, room, x is None)
         return dx, [] if dweight is None else [dweight.to(self.weight.dtype)]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -59,7 +64,8 @@ class Context:
     rotary: dict[str, Turn]  # of a kind of layer
     keep: Keep
     shelf: Shelf  # where inputs wait for the backward
-    chunk: int | None = None  # tokens that the feed-forward half takes at once; None: all
+    chunk: int | None = None  # tokens that the feed-forward half takes at once where it keeps nothing; None: all
+    kept_layers: int = 0  # of the last layers, so many keep everything whatever ``keep`` says
 
 
 @dataclass
@@ -84,9 +90,9 @@ class AttentionHalf:
         norms = [one for one in (self.norm, self.q_norm, self.k_norm, self.after) if one]
         return [*self.qkv.parameters(), *self.out.parameters(), *(p for norm in norms for p in norm.parameters())]
 
-    def inner(self, x: Tensor, context: Context, copy: Tensor | None = None) -> dict[str, Any]:
-        """From the input, which is copied on the way, to attention's own input."""
-        n, r = self.norm.forward(x, self.qkv.joined, copy)
+    def inner(self, x: Tensor, context: Context) -> dict[str, Any]:
+        """From the input to attention's own input."""
+        n, r = self.norm.forward(x, self.qkv.joined)
         qkv, z = self.qkv.forward(n, self.qkv.weight())
         found: dict[str, Any] = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
         heads = qkv.view(len(x), -1, self.width)
@@ -105,32 +111,32 @@ class AttentionHalf:
         heads = found["qkv"].view(len(found["qkv"]), -1, self.width)
         return heads.split([self.heads, self.key_heads, self.key_heads], 1)
 
-    def forward(self, x: Tensor, context: Context, at: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
-        """y (T, H), or (N, H) where it is asked for at some places only; and what there is to keep."""
-        start = torch.empty_like(x) if self.out.joined and self.after is None and at is None else None
-        found = self.inner(x, context, start)
+    def forward(self, x: Tensor, context: Context, at: Tensor | None = None, in_place: bool = False) -> tuple[Tensor, dict[str, Any]]:
+        """y (T, H), or (N, H) where it is asked for at some places only, which may be written over x; and what there is to keep."""
+        found = self.inner(x, context)
         found["attended"] = self.attend(found, context)
         o, stream = _chosen(found["attended"][0].reshape(len(x), -1), at), _chosen(x, at)
         if self.after is None:
-            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream, start=start)
+            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream, in_place=in_place or at is not None)
             return y, found
         found["before"], found["z_out"] = self.out.forward(o, self.out.weight())
         normed, found["r_after"] = self.after.forward(found["before"])
         return stream + normed, found
 
     def backward(
-        self, dy: Tensor, x: Tensor, found: dict[str, Any], context: Context, need_dx: bool, at: Tensor | None = None
+        self, dy: Tensor, x: Tensor | None, found: dict[str, Any], context: Context, need_dx: bool, at: Tensor | None = None
     ) -> tuple[Tensor | None, Gradients]:
-        """dx, and the gradients of ``parameters()``."""
-        o = _chosen(found["attended"][0].reshape(len(x), -1), at)
+        """dx, and the gradients of ``parameters()``; an invertible norm does without x."""
+        tokens = len(found["n"])
+        o = _chosen(found["attended"][0].reshape(tokens, -1), at)
         d = dy
         after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
         do, of_out = self.out.backward(d, o, found["z_out"], self.out.weight())
         assert do is not None
-        do, dy = _spread(do, at, len(x)), _spread(dy, at, len(x))
-        heads = (len(x), self.heads, self.width)
+        do, dy = _spread(do, at, tokens), _spread(dy, at, tokens)
+        heads = (tokens, self.heads, self.width)
         dqkv = attend_backward(
             do.view(heads), *self._split(found), found["attended"], context.rows, self.scale, self.window,
             context.rotary[self.kind], self.qkv.joined,
@@ -139,7 +145,7 @@ class AttentionHalf:
         if self.q_norm and self.k_norm:
             inside = self._norms_backward(dqkv, found)
         dn, of_qkv = self.qkv.backward(dqkv, found["n"], found["z"], self.qkv.weight(), need_dx or self.norm.weight.requires_grad)
-        dx, first = (None, []) if dn is None else self.norm.backward(dn, x, found["r"], dy, self.qkv.joined)
+        dx, first = (None, []) if dn is None else self.norm.backward(dn, x, found["r"], dy, self.qkv.joined, found["n"])
         return dx, [*of_qkv, *of_out, *first, *inside, *after]
 
     def _norms_backward(self, dqkv: Tensor, found: dict[str, Any]) -> Gradients:
@@ -171,19 +177,18 @@ class FeedForwardHalf:
         norms = [one for one in (self.norm, self.after) if one]
         return [*self.gate_up.parameters(), *self.down.parameters(), *(p for norm in norms for p in norm.parameters())]
 
-    def inner(self, x: Tensor, weight: Tensor, copy: Tensor | None = None) -> dict[str, Any]:
-        """From the input, which is copied on the way, to gate and up."""
-        n, r = self.norm.forward(x, self.gate_up.joined, copy)
+    def inner(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
+        """From the input to gate and up."""
+        n, r = self.norm.forward(x, self.gate_up.joined)
         gate_up, z = self.gate_up.forward(n, weight)
         return {"n": n, "r": r, "z": z, "gate_up": gate_up}
 
-    def forward(self, x: Tensor, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
-        """y (T, H), and what there is to keep."""
-        start = torch.empty_like(x) if self.down.joined and self.after is None else None
-        found = self.inner(x, weights[0], start)
+    def forward(self, x: Tensor, weights: tuple[Tensor, Tensor], in_place: bool = False) -> tuple[Tensor, dict[str, Any]]:
+        """y (T, H), which may be written over x; and what there is to keep."""
+        found = self.inner(x, weights[0])
         h, z = self.gated(found["gate_up"])
         if self.after is None:
-            y, z = self.down.forward(h, weights[1], add=x, z=z, start=start)
+            y, z = self.down.forward(h, weights[1], add=x, z=z, in_place=in_place)
         else:
             found["before"], z = self.down.forward(h, weights[1], z=z)
             normed, found["r_after"] = self.after.forward(found["before"])
@@ -198,8 +203,8 @@ class FeedForwardHalf:
             return gate_lowrank.gated_low_rank(gate_up, self.gelu, low.scaled_a, self.down.joined)
         return gated(gate_up, self.gelu, self.down.joined), None
 
-    def backward(self, dy: Tensor, x: Tensor, found: dict[str, Any], weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
-        """dx, and the gradients of ``parameters()``; uses up gate_up."""
+    def backward(self, dy: Tensor, x: Tensor | None, found: dict[str, Any], weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
+        """dx, and the gradients of ``parameters()``; uses up gate_up. An invertible norm does without x."""
         d = dy
         after: Gradients = []
         if self.after is not None:
@@ -210,7 +215,7 @@ class FeedForwardHalf:
         del dh
         dn, of_gate_up = self.gate_up.backward(dgate_up, found["n"], found["z"], weights[0])
         assert dn is not None
-        dx, first = self.norm.backward(dn, x, found["r"], dy, self.gate_up.joined)
+        dx, first = self.norm.backward(dn, x, found["r"], dy, self.gate_up.joined, found["n"])
         return dx, [*of_gate_up, *of_down, *first, *after]
 
     def _gate_backward(self, dh: Tensor, gate_up: Tensor, d: Tensor, dz: Tensor | None, db: Tensor | None) -> tuple[Tensor, Gradients]:

@@ -4,6 +4,7 @@ All figures are bytes of the GPU's memory, computed from shapes: nothing is run.
 step: at the head, in the last layer's backward and in the first one's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ltune.models.fast.attention import by_cudnn
@@ -20,6 +21,7 @@ PROCESSORS = 132  # of an H100 or H200; attention's backward keeps more sums the
 # Of an H200; only their proportions matter, to compare settings with each other
 PRODUCTS = 7e14  # operations a second
 DEQUANTIZING = 2.5e12  # bytes a second
+COPYING = 1e11  # bytes a second to the host and back, as far as it is noticed: most of it goes on behind the products
 LAUNCHING = 2.5e-3  # seconds a layer, forward and backward: no micro-batch is quicker, however small
 STARTING = 5e-3  # seconds that each further micro-batch costs beside that
 
@@ -32,13 +34,15 @@ class Setting:
     keep: Keep = Keep.ALL
     cached: bool = True  # dequantized weights are held
     offload: bool = False  # layers' inputs wait in the host's memory, and the input embeddings stay there
-    chunk: int | None = None  # tokens that a feed-forward layer takes at once
+    chunk: int | None = None  # tokens that a feed-forward layer takes at once, where it does not keep everything
     head_chunk: int | None = None  # positions whose logits are computed at once
+    kept_layers: int = 0  # of the last layers, so many keep everything whatever ``keep`` says
 
     def __str__(self) -> str:
         said = [f"micro-batches of up to {self.tokens} tokens"]
         said += ["dequantized weights held"] if self.cached else []
-        said += ["activations kept" if self.keep is Keep.ALL else "activations computed again"]
+        but = f", but not in the last {self.kept_layers} of the layers" if self.kept_layers else ""
+        said += ["activations kept" if self.keep is Keep.ALL else f"activations computed again{but}"]
         return ", ".join(said + (["inputs kept in the host's memory"] if self.offload else []))
 
 
@@ -63,7 +67,13 @@ class Need:
 
 def activations(shape: Shape, setting: Setting, tokens: int) -> int:
     """What is kept from the forward to the backward of a micro-batch."""
-    row = 0 if setting.offload else 2 * shape.hidden
+    of_kept = setting.kept_layers * of_layer(shape, replace(setting, keep=Keep.ALL), tokens)
+    return of_kept + (shape.layers - setting.kept_layers) * of_layer(shape, setting, tokens)
+
+
+def of_layer(shape: Shape, setting: Setting, tokens: int) -> int:
+    """What a layer keeps under ``setting.keep``."""
+    row = 0 if setting.offload or (setting.keep is Keep.ALL and shape.invertible) else 2 * shape.hidden
     extra = 0
     if setting.keep is not Keep.NOTHING:
         row += shape.attended
@@ -73,7 +83,7 @@ def activations(shape: Shape, setting: Setting, tokens: int) -> int:
         # behind the normalised inputs, q, k and v, attention's output, gate and up
         row += 5 * ROOM if setting.cached and shape.room else 0
         extra += shape.size * shape.ranks + 16 + (4 * shape.qkv * shape.heads // shape.attended if shape.normed else 0)
-    return tokens * shape.layers * (row * shape.size + extra)
+    return tokens * (row * shape.size + extra)
 
 
 def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> int:
@@ -94,15 +104,21 @@ def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> i
 
 def of_feed_forward(shape: Shape, setting: Setting, tokens: int) -> int:
     """What the backward of a feed-forward layer has alive beside what was kept."""
-    at_once, width = min(tokens, setting.chunk or tokens), shape.gate_up // 2
+    chunk = None if setting.keep is Keep.ALL else setting.chunk
+    at_once, width = min(tokens, chunk or tokens), shape.gate_up // 2
     inner = max(width, 2 * shape.hidden) + (shape.hidden if shape.after else 0)  # dh, later dn and dx
-    if setting.keep is not Keep.ALL or setting.chunk:
+    if setting.keep is not Keep.ALL:
         inner += shape.hidden + shape.gate_up + (shape.hidden if shape.after else 0)
-    outer = shape.hidden * (2 if setting.chunk else 1) + _fetched(shape, setting)  # dy, and the chunks' dx
+    outer = shape.hidden * (2 if chunk else 1) + _fetched(shape, setting)  # dy, and the chunks' dx
     products = 4 * shape.gate_up * shape.hidden if shape.whole not in (0, 4) else 0  # dW in float32, before it is rounded
     used = at_once * inner + _dense(shape, setting, 3 * width * shape.hidden)
     making = _dense(shape, setting, 4 * width * shape.hidden)  # gate and up, and both side by side
     return (tokens * outer + max(used, making)) * shape.size + products
+
+
+def of_backward(shape: Shape, setting: Setting, tokens: int, longest: int | None) -> int:
+    """What the backward of a layer has alive beside what was kept, at most."""
+    return max(of_attention(shape, setting, tokens, longest or tokens), of_feed_forward(shape, setting, tokens))
 
 
 def of_head(shape: Shape, setting: Setting, tokens: int, trained_tokens: int) -> int:
@@ -148,15 +164,19 @@ def need(
     if graphed:  # all graphs write the gradients to one place, and each size's its output and that one's gradient to its own
         held += shape.produced + sizes * 2 * tokens * shape.hidden * shape.size
     optimizer = int(shape.moments * shape.trained_in_all)
-    kept = activations(shape, setting, tokens)
-    layer = max(of_attention(shape, setting, tokens, longest or tokens), of_feed_forward(shape, setting, tokens))
+    last = replace(setting, keep=Keep.ALL) if setting.kept_layers else setting
+    kept, of_last, of_others = activations(shape, setting, tokens), of_layer(shape, last, tokens), of_layer(shape, setting, tokens)
     head = of_head(shape, setting, tokens, trained_tokens)
     before = shape.trained_in_all if several else 0
     of_the_head = shape.head if shape.tied or not several else 0
+    done = shape.produced * setting.kept_layers // shape.layers
+    in_last, in_others = (of_backward(shape, one, tokens, longest) for one in (last, setting))
     moments = [
         Need(held, optimizer, before, kept, head),
-        Need(held, optimizer, before + of_the_head, kept, layer),
-        Need(held, optimizer, before + of_the_head + shape.produced, kept // shape.layers, layer),
+        Need(held, optimizer, before + of_the_head, kept, in_last),
+        # where layers begin that compute again, and where all layers' gradients are there
+        Need(held, optimizer, before + of_the_head + done, kept - setting.kept_layers * of_last, in_others),
+        Need(held, optimizer, before + of_the_head + shape.produced, of_others, in_others),
         Need(held, optimizer, before + of_the_head + shape.produced + shape.embedding, 0, shape.embedding if several or shape.tied else 0),
     ]
     return max(moments, key=lambda moment: moment.total)
@@ -170,11 +190,15 @@ def needed(shape: Shape, setting: Setting, trained_share: float = 1.0, window: i
 
 def seconds(shape: Shape, setting: Setting, window: int) -> float:
     """About how long a step of ``window`` tokens takes, to compare settings."""
-    again = {Keep.ALL: 0.0, Keep.ATTENTION: 1.0, Keep.NOTHING: 1.25}[setting.keep]  # of the forward
+    again = {Keep.ALL: 0.0, Keep.ATTENTION: 1.0, Keep.NOTHING: 1.25}[setting.keep] * (
+        1 - setting.kept_layers / shape.layers
+    )  # of the forward
     micro_batches = -(-window // setting.tokens)
-    products = (4 + 2 * again) * shape.weights * shape.layers * (window / micro_batches) / PRODUCTS
+    tokens = window / micro_batches
+    products = (4 + 2 * again) * shape.weights * shape.layers * tokens / PRODUCTS
     dequantizing = 0 if setting.cached else (2 + again) * 2.5 * shape.quantized * shape.layers / DEQUANTIZING
-    return micro_batches * (max(products, LAUNCHING * shape.layers * (1 + again / 3)) + dequantizing + STARTING)
+    copying = 4 * tokens * shape.hidden * shape.size * shape.layers / COPYING if setting.offload else 0
+    return micro_batches * (max(products, LAUNCHING * shape.layers * (1 + again / 3)) + dequantizing + copying + STARTING)
 
 
 # -- the choice -------------------------------------------------------------------------------------------------------------------------
@@ -185,7 +209,8 @@ def candidates(shape: Shape, window: int, longest: int, *, cached: bool = True, 
     sizes = sorted({max(longest, -(-window // parts)) for parts in (1, 2, 4, 8, 16, 32, 64)})
     levels = [Keep.ATTENTION] if again else [Keep.ALL, Keep.ATTENTION]
     held = sorted({cached and shape.quantized > 0, False})
-    return [Setting(size, keep, hold) for size in sizes for keep in levels for hold in held] + [least(size) for size in sizes]
+    waiting = Setting(longest, Keep.ATTENTION, cached=False, offload=True)  # a long row's attention is what costs most
+    return [*(Setting(size, keep, hold) for size in sizes for keep in levels for hold in held), waiting, *map(least, sizes)]
 
 
 def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool = True, again: bool = False) -> Setting:
@@ -199,11 +224,23 @@ def choose(shape: Shape, free: int, window: int, longest: int, *, cached: bool =
         cached: Whether dequantized weights may be held.
         again: Whether activations must be computed again, as ``gradient_checkpointing: true`` asks.
     """
-    found = [
-        (one, needed(shape, one, window=window, longest=longest)) for one in candidates(shape, window, longest, cached=cached, again=again)
-    ]
-    fitting = [(seconds(shape, one, window), room, number, one) for number, (one, room) in enumerate(found) if room <= USABLE * free]
-    return min(fitting)[-1] if fitting else least(longest)
+    room = USABLE * free
+
+    def fits(one: Setting) -> bool:
+        return needed(shape, one, window=window, longest=longest) <= room
+
+    each = (_most_kept(one, shape, fits, again) for one in candidates(shape, window, longest, cached=cached, again=again))
+    quick = [
+        (seconds(shape, one, window), needed(shape, one, window=window, longest=longest), number, one)
+        for number, one in enumerate(each) if one
+    ]  # fmt: skip
+    return min(quick)[-1] if quick else least(longest)
+
+
+def _most_kept(setting: Setting, shape: Shape, fits: Callable[[Setting], bool], again: bool) -> Setting | None:
+    """The same with as many layers that keep everything as fit; None where not even it itself fits."""
+    most = shape.layers - 1 if setting.keep is Keep.ATTENTION and not again else 0
+    return next((one for layers in range(most, -1, -1) if fits(one := replace(setting, kept_layers=layers))), None)
 
 
 def quickest(shape: Shape, window: int, *, again: bool = False) -> Setting:
@@ -236,6 +273,8 @@ def smaller(setting: Setting, largest: int) -> Setting | None:
     """
     if setting.cached:
         return replace(setting, cached=False)
+    if setting.kept_layers:
+        return replace(setting, kept_layers=setting.kept_layers // 2)
     if min(setting.tokens, largest) > 1:  # otherwise it would stay as it is, and be tried for ever
         return replace(setting, tokens=min(setting.tokens, largest) // 2)
     if setting.keep is Keep.ALL:

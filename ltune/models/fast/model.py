@@ -45,6 +45,7 @@ class FastModel:
         self.parameters: list[torch.nn.Parameter] = [p for a, f in self.layers for half in (a, f) for p in half.parameters()]
         self.kinds: list[str] = sorted({attention.kind for attention, _ in self.layers})
         self.keep: Keep = Keep.ALL
+        self.kept_layers: int = 0
         self.chunk: int | None = None
         self.head_chunk: int | None = None
         self.shelf: Shelf = Shelf()
@@ -56,7 +57,8 @@ class FastModel:
 
     def adopt(self, setting: Setting) -> None:
         """Trade memory for speed as the setting says."""
-        self.keep, self.chunk, self.head_chunk = setting.keep, setting.chunk, setting.head_chunk
+        self.keep, self.kept_layers = setting.keep, setting.kept_layers
+        self.chunk, self.head_chunk = setting.chunk, setting.head_chunk
         self._place_low_rank(joined=setting.cached)
         for projection in self.projections:
             if setting.cached or not projection.quantized:
@@ -203,7 +205,8 @@ class FastModel:
     def _entered(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool) -> tuple[Tensor, Context]:
         """The embedded tokens (T, H), and what the layers share."""
         x = self._embedded(input_ids).to(self.dtype)
-        return x, Context(rows, self._rotary(x, position_ids), self.keep, self.shelf if training else Shelf(), self.chunk)
+        rotary, shelf = self._rotary(x, position_ids), self.shelf if training else Shelf()
+        return x, Context(rows, rotary, self.keep, shelf, self.chunk, self.kept_layers)
 
     def _graph_forward(self, size: Size, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Context, Kept]]:
         x, context = self._entered(inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training=True)

@@ -1,6 +1,8 @@
 """RMSNorm (https://arxiv.org/abs/1910.07467) and its gradient, each in one pass over memory.
 
 y = x r (offset + w),  r = 1 / sqrt(mean(x^2) + eps)      offset is 0, or 1 for models that store w - 1
+
+The gradient wants x r, which is y / (offset + w) as well, so that x need not be kept where y is.
 """
 
 import torch
@@ -10,21 +12,18 @@ from ltune.models.fast.launch import has_triton, launch, power_of_two, tl, trito
 from ltune.models.fast.room import roomy
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = False, copy: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = False) -> tuple[Tensor, Tensor]:
     """The normalised input and r.
 
     Args:
         x: (..., H); the last dimension is dense, and one stride fits the others within each of at most two leading dimensions.
         weight: (H,).
         room: Whether there is to be room behind the rows of y; x is (T, H) then.
-        copy: (T, H), dense: where x is to be copied to, as is x.
 
     Returns:
         y like x, dense but for that; r (..., ) float32.
     """
     if not has_triton(x):
-        if copy is not None:
-            copy.copy_(x)
         r = torch.rsqrt(x.float().square().mean(-1) + eps)
         return _placed((x.float() * r[..., None] * (offset + weight.float())).to(x.dtype), room), r
     y = _empty(x, room)
@@ -34,8 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, room: bool = 
     width = x.shape[-1]
     block, warps = _sizes(width)
     launch(
-        _norm, (r.numel(),),
-        x, weight, y, r, copy, x.stride(0), stride, _step(y), heads, width, eps, offset, copy is not None, block, num_warps=warps
+        _norm, (r.numel(),), x, weight, y, r, x.stride(0), stride, _step(y), heads, width, eps, offset, block, num_warps=warps
     )  # fmt: skip
     return y, r
 
@@ -49,19 +47,22 @@ def rms_norm_backward(
     add: Tensor | None = None,
     with_weight: bool = False,
     room: bool = False,
+    from_output: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of x (plus ``add``), and of the weight if asked for.
 
     Args:
         dy: (..., H), dense, or (T, H) with room.
-        x: As in the forward.
+        x: As in the forward; or what the forward gave, like dy (``from_output``).
         r: From the forward.
         add: Like dy: the gradient that reaches x beside the norm.
         with_weight: Whether the weight's gradient is asked for.
         room: Whether there is to be room behind the rows of x's gradient.
+        from_output: Whether ``x`` is y. No number of offset + weight may be 0.
     """
     if not has_triton(x):
-        g, normed = dy.float() * (offset + weight.float()), x.float() * r[..., None]
+        w = offset + weight.float()
+        g, normed = dy.float() * w, x.float() / w if from_output else x.float() * r[..., None]
         dx = r[..., None] * (g - normed * (g * normed).mean(-1, keepdim=True))
         dx = dx if add is None else dx + add.float()
         dweight = (dy.float() * normed).reshape(-1, x.shape[-1]).sum(0) if with_weight else None
@@ -78,7 +79,8 @@ def rms_norm_backward(
     parts = torch.empty(programs, width, dtype=torch.float32, device=x.device) if with_weight else dx
     launch(
         _norm_backward, (programs,),
-        dy, x, r, weight, dx, add, parts, *strides, heads, width, offset, rows, share, add is not None, with_weight, block, num_warps=warps,
+        dy, x, r, weight, dx, add, parts, *strides, heads, width, offset, rows, share,
+        add is not None, with_weight, from_output, block, num_warps=warps,
     )  # fmt: skip
     return dx, parts.sum(0) if with_weight else None
 
@@ -102,17 +104,12 @@ def _sizes(width: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _norm(
-    x, weight, y, r, copy, stride_row, stride_head, stride_y, heads, width, eps, offset, COPY: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _norm(x, weight, y, r, stride_row, stride_head, stride_y, heads, width, eps, offset, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
     start = (row // heads) * stride_row + (row % heads) * stride_head
-    value = tl.load(x + start + column, mask=mask, other=0.0)
-    if COPY:
-        tl.store(copy + row * width + column, value, mask=mask)
-    value = value.to(tl.float32)
+    value = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
     w = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(y + row * stride_y + column, (value * scale * (offset + w)).to(y.dtype.element_ty), mask=mask)
@@ -122,17 +119,18 @@ def _norm(
 @triton.jit(do_not_specialize=["rows", "share"])  # they change with every batch
 def _norm_backward(
     dy, x, r, weight, dx, add, parts, stride_row, stride_head, stride_dy, stride_add, stride_dx, heads, width, offset, rows, share,
-    ADD: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+    ADD: tl.constexpr, WEIGHT: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
-    w = offset + tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    w = offset + tl.load(weight + column, mask=mask, other=1.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), dtype=tl.float32)
     for row in range(program * share, tl.minimum(program * share + share, rows)):
         start = (row // heads) * stride_row + (row % heads) * stride_head
         scale = tl.load(r + row)
-        normed = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32) * scale
+        normed = tl.load(x + start + column, mask=mask, other=0.0).to(tl.float32)
+        normed = normed / w if OUTPUT else normed * scale
         upstream = tl.load(dy + row * stride_dy + column, mask=mask, other=0.0).to(tl.float32)
         g = upstream * w
         value = scale * (g - normed * (tl.sum(g * normed, 0) / width))

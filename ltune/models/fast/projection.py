@@ -108,7 +108,7 @@ class Projection:
     # -- the products ---------------------------------------------------------------------------------------------------------------
 
     def forward(
-        self, x: Tensor, weight: Tensor, add: Tensor | None = None, z: Tensor | None = None, start: Tensor | None = None
+        self, x: Tensor, weight: Tensor, add: Tensor | None = None, z: Tensor | None = None, in_place: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """y (T, out), plus ``add``; and z (T, R), which the backward wants. Without ``add`` y has room where x has.
 
@@ -117,14 +117,14 @@ class Projection:
             weight: What ``weight()`` gave.
             add: (T, out), such as the residual stream.
             z: Where it is there already, and in the room behind x too if there is one.
-            start: A copy of ``add``, which may be used up.
+            in_place: Whether y may be written over ``add``.
         """
         z = self.low.down(x) if z is None else z
         if joined := self.low.joining(x):
             if add is None:
                 y = joined.product(x, roomy(len(x), sum(self.sizes), x))
             else:
-                y = joined.product_onto(x, add.clone() if start is None else start)
+                y = joined.product_onto(x, add if in_place else add.clone())
             return y if self.bias is None else y.add_(self.bias), z
         start = self._start(x, z)
         # in place: out of place, torch would copy the start value first

@@ -108,12 +108,18 @@ def _feed_forward(module: Any, norm: Norm, dtype: torch.dtype) -> FeedForwardHal
     return FeedForwardHalf(norm, read_projection(parts, dtype), read_projection([module.down_proj], dtype), gelu)
 
 
+NEAR_ZERO = 1e-5  # of a norm's weight: below, 16 bits of the output do not tell enough of the input
+
+
 def read_norm(module: Any) -> Norm:
     """An RMSNorm; Gemma's, which store their weight less 1, are told by starting at 0."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if "RMSNorm" not in type(module).__name__ or eps is None or [name for name, _ in module.named_parameters()] != ["weight"]:
         raise Unsuited(f"the norm {type(module).__name__}")
-    return Norm(module.weight, float(eps), 1.0 if type(module).__name__.startswith("Gemma") else 0.0)
+    offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
+    frozen = not module.weight.requires_grad
+    invertible = frozen and (module.weight.is_meta or bool(((offset + module.weight.float()).abs() > NEAR_ZERO).all()))
+    return Norm(module.weight, float(eps), offset, invertible)
 
 
 def read_projection(layers: list[nn.Module], dtype: torch.dtype) -> Projection:

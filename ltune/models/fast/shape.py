@@ -36,6 +36,7 @@ class Shape:
     movable: int = 0  # bytes of the embeddings, where they can stay in the host's memory
     room: int = 0  # numbers of a layer beside held weights, for what is joined with them (room.py); 0: nothing is
     moments: float = 2.0  # bytes that the optimizer keeps for a byte that is trained
+    invertible: bool = False  # its norms are, so that layers that keep everything do without their inputs
 
     @classmethod
     def of(
@@ -73,6 +74,7 @@ class Shape:
             embedding=_gradient(embeddings),
             tied=tied,
             room=sum(_room(one) for one in parts),
+            invertible=all(half.norm.invertible for halves in layers for half in halves),
             movable=0 if embeddings is None or embeddings.requires_grad or tied else embeddings.nbytes,
         )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ltune.models.fast.training_graphs import Size, TrainingGraphs
 
 Layers = list[tuple[AttentionHalf, FeedForwardHalf]]
-Kept = list[tuple[Any, Any]]  # of each half: the ticket of its input, and what its forward found
+Kept = list[tuple[Any, Any]]  # of each half: the ticket of its input, if that is wanted; and what its forward found
 
 
 class LayersStep(torch.autograd.Function):
@@ -60,29 +60,47 @@ def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None, at: Tens
     """Forward; what the backward wants is appended to ``kept``. Where only some places are read, the last layer goes on with these after
     its attention, which needs all keys and values."""
     found: dict[str, Any] | None
+    x = x.clone()  # its own: where nobody wants a half's input any more, its output is written over it
     for number, (attention, feed_forward) in enumerate(layers, 1):
-        y, found = attention.forward(x, context, at if number == len(layers) else None)
+        keep = keep_of(number, layers, context)
+        ticket = None if kept is None else _put(x, attention, keep, context)
+        y, found = attention.forward(x, context, at if number == len(layers) else None, in_place=ticket is None)
         if kept is not None:
-            kept.append((context.shelf.put(x), _worth_keeping(found, context)))
+            kept.append((ticket, _worth_keeping(found, keep)))
         del found, x  # what is not kept makes room for the feed-forward half
-        x, found = _feed_forward(y, feed_forward, context)
+        ticket = None if kept is None else _put(y, feed_forward, keep, context)
+        x, found = _feed_forward(y, feed_forward, None if keep is Keep.ALL else context.chunk, in_place=ticket is None)
         if kept is not None:
-            kept.append((context.shelf.put(y), found if context.keep is Keep.ALL else None))
-        del found, y
+            kept.append((ticket, found if keep is Keep.ALL else None))
+        del found, y, ticket
     return x
 
 
-def _worth_keeping(found: dict[str, Any], context: Context) -> dict[str, Any]:
-    if context.keep is Keep.ALL:
+def keep_of(number: int, layers: Layers, context: Context) -> Keep:
+    """What the layer of that number, counted from 1, keeps."""
+    return Keep.ALL if number > len(layers) - context.kept_layers else context.keep
+
+
+def _put(x: Tensor, half: AttentionHalf | FeedForwardHalf, keep: Keep, context: Context) -> Any:
+    """The ticket of a half's input; None where its backward does without."""
+    return None if keep is Keep.ALL and half.norm.invertible else context.shelf.put(x)
+
+
+def _take(ticket: Any, context: Context) -> Tensor | None:
+    return None if ticket is None else context.shelf.take(ticket)
+
+
+def _worth_keeping(found: dict[str, Any], keep: Keep) -> dict[str, Any]:
+    if keep is Keep.ALL:
         return found
-    return {"attended": found["attended"]} if context.keep is Keep.ATTENTION else {}
+    return {"attended": found["attended"]} if keep is Keep.ATTENTION else {}
 
 
-def _feed_forward(x: Tensor, half: FeedForwardHalf, context: Context) -> tuple[Tensor, dict[str, Any] | None]:
+def _feed_forward(x: Tensor, half: FeedForwardHalf, chunk: int | None, in_place: bool) -> tuple[Tensor, dict[str, Any] | None]:
     weights = half.gate_up.weight(), half.down.weight()
-    if context.chunk is None:
-        return half.forward(x, weights)
-    return torch.cat([half.forward(part, weights)[0] for part in x.split(context.chunk)]), None
+    if chunk is None:
+        return half.forward(x, weights, in_place)
+    return torch.cat([half.forward(part, weights)[0] for part in x.split(chunk)]), None
 
 
 def run_backward(
@@ -91,16 +109,17 @@ def run_backward(
     """The gradient of the input, and of all layers' ``parameters()`` in their order. Uses up ``kept``."""
     of_layers: list[Gradients] = []
     d: Tensor | None = dy
-    for number, (attention, feed_forward) in reversed(list(enumerate(layers))):
+    for number, (attention, feed_forward) in reversed(list(enumerate(layers, 1))):
         ticket, found = kept.pop()
         assert d is not None
-        d, of_feed_forward = _feed_forward_backward(d, context.shelf.take(ticket), feed_forward, found, context)
+        d, of_feed_forward = _feed_forward_backward(d, _take(ticket, context), feed_forward, found, context)
         ticket, found = kept.pop()
-        x = context.shelf.take(ticket)
-        read = at if number == len(layers) - 1 else None
-        if context.keep is not Keep.ALL:
+        x = _take(ticket, context)
+        read = at if number == len(layers) else None
+        if keep_of(number, layers, context) is not Keep.ALL:
+            assert x is not None
             found = again_attention(attention, x, found.get("attended"), context, read)
-        d, of_attention = attention.backward(d, x, found, context, need_dx or number > 0, read)
+        d, of_attention = attention.backward(d, x, found, context, need_dx or number > 1, read)
         of_layers.append([*of_attention, *of_feed_forward])
         del found, x
     return d, _dense([gradient for gradients in reversed(of_layers) for gradient in gradients])
@@ -121,11 +140,12 @@ def _dense(gradients: Gradients) -> Gradients:
 
 
 def _feed_forward_backward(
-    dy: Tensor, x: Tensor, half: FeedForwardHalf, found: dict[str, Any] | None, context: Context
+    dy: Tensor, x: Tensor | None, half: FeedForwardHalf, found: dict[str, Any] | None, context: Context
 ) -> tuple[Tensor, Gradients]:
     weights = half.gate_up.weight(), half.down.weight()
     if found is not None:
         return half.backward(dy, x, found, weights)
+    assert x is not None
     size = context.chunk or len(x)
     parts = [half.backward(d, one, again_feed_forward(half, one, weights), weights) for one, d in _chunks(x, dy, size)]
     if len(parts) == 1:

@@ -133,6 +133,10 @@ def test_norm(dtype, offset):
         assert (found[1] is None) == (expected[1] is None) == (not more[1])
         if more[1]:
             assert_near(found[1], expected[1], FULL)
+    y = norm.rms_norm(x, weight, 1e-5, offset)[0]
+    told, expected = both(norm.rms_norm_backward, dy, y, r, weight, offset, add, False, False, True)
+    assert_near(told[0], expected[0], dtype)
+    assert_near(told[0], norm.rms_norm_backward(dy, x, r, weight, offset, add)[0], dtype)
 
 
 def test_room_behind_rows():
@@ -146,10 +150,9 @@ def test_room_behind_rows():
         dx, _ = norm.rms_norm_backward(with_room, x, r, weight, 0.0, y, False, True)
         gathered = rotary.gather_rotated_back(*heads, angle.cos(), angle.sin(), True)
         assert all(map(has_room, (y, dx, gathered)))
-        h, copy = gate.gated(gate_up, False, True), torch.empty_like(x)
+        h = gate.gated(gate_up, False, True)
         assert has_room(h)
-        norm.rms_norm(x, weight, 1e-5, 0.0, True, copy)
-        assert torch.equal(copy, x)
+        assert_near(norm.rms_norm_backward(with_room, y, r, weight, 0.0, y, False, True, True)[0], dx, FULL)
         return y, dx, gathered, h, *gate.gated_backward(x.clone(), gate_up.clone(), False)
 
     for one, other in zip(*both(everything, x), strict=True):

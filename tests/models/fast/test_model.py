@@ -118,6 +118,30 @@ def test_what_is_computed_again_is_the_same(family, keep, chunk):
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("kept_layers", [1, 2, 3])
+def test_the_last_layers_can_keep_everything(family, adapter, kept_layers):
+    model, causal = build(family, adapter)
+    fast = FastModel(causal, torch.float32)
+    fast.keep, fast.chunk, fast.kept_layers = Keep.ATTENTION, 7, kept_layers
+    assert_same(model, causal, fast)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_are_kept_only_where_norms_do_not_tell_them(family):
+    model, causal = build(family)
+    norms = [layer.input_layernorm.weight for layer in causal.model.layers]
+    with torch.no_grad():
+        norms[1][5] = -1.0 if "gemma" in family else 0.0  # as good as 0
+    fast = FastModel(causal, torch.float32)
+    assert [attention.norm.invertible for attention, _ in fast.layers] == [True, False, True]
+    assert not fast.shape().invertible
+    assert_same(model, causal, fast)
+    whole, _ = build(family, "full")
+    assert not any(half.norm.invertible for halves in FastModel(whole, torch.float32).layers for half in halves)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_kept_weights_are_the_weights(adapter):
     model, causal = build("llama", adapter)
     fast = FastModel(causal, torch.float32)
