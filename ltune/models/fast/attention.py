@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton, on_gpu
-from ltune.models.fast.lent_attention import add_of_borrowers
 from ltune.models.fast.rotary import Turn, gather_rotated_back, rotate
-from ltune.models.fast.short_attention import WIDEST, Lent, attend_short, attend_short_backward
+from ltune.models.fast.short_attention import WIDEST, attend_short, attend_short_backward
+from ltune.models.fast.tiles import Lent
 
 LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
 OWN = True  # whether our own kernels for short rows are used
@@ -82,10 +82,7 @@ def attend_backward(
     if not _short(q, rows):
         return gather_rotated_back(*_gradients(do, q, k, v, saved, rows, scale, window), *turn, room)
     o, lse, _ = saved
-    gradients, delta = attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window, turn, room, rows.lent)
-    dq, dk, dv = gradients.split([q.shape[1], k.shape[1], v.shape[1]], 1)
-    if rows.lent is not None:
-        add_of_borrowers(dk, dv, do, q, k, v, lse, delta, rows.starts, rows.lent, scale, window, turn)
+    gradients = attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window, turn, room, rows.lent)
     if not turn.half(q.shape[2]):
         rotate(gradients[:, : -v.shape[1]], turn.cos, -turn.sin)
     return gradients.flatten(1)

@@ -1,10 +1,12 @@
 """Triton where there is a GPU and the package; names that stand for it where there is not, so that kernels can be defined. And what several
 launches have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 try:
@@ -64,6 +66,23 @@ def noted() -> Iterator[list[Launch]]:
         yield found
     finally:
         _noted = None
+
+
+@contextmanager
+def aside(like: Tensor) -> Iterator[Callable[[], None]]:
+    """What is launched within it may run beside what is launched after it, until the function that it gives is called."""
+    if not like.is_cuda:
+        yield lambda: None
+        return
+    current, other = torch.cuda.current_stream(like.device), _other_stream(like.device)
+    other.wait_stream(current)
+    with torch.cuda.stream(other):
+        yield lambda: current.wait_stream(other)
+
+
+@cache
+def _other_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def has_triton(tensor: Tensor) -> bool:

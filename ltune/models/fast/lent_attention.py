@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ltune.models.fast.launch import launch, tl, triton
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.short_attention import ALL, LOG2E, Lent, Sizes, grid, shape_of
-from ltune.models.fast.tiles import load, place_of, queries_read, store, turned_back
+from ltune.models.fast.tiles import ALL, LOG2E, Lent, Sizes, grid, load, place_of, queries_read, shape_of, store, turned_back
 
 # With one stage the compiled kernel read where it may not (an H200, Triton of torch 2.11).
 FEW = (Sizes(64, 16, 4, 2), Sizes(64, 16, 4, 2))  # where rows borrow no more than 16 tokens each, such as a template's first
@@ -18,9 +17,7 @@ MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
 TOGETHER = 16  # borrowers whose sums are added up at once
 
 
-def add_of_borrowers(
-    dk: Tensor,
-    dv: Tensor,
+def borrowers_backward(
     do: Tensor,
     q: Tensor,
     k: Tensor,
@@ -32,13 +29,14 @@ def add_of_borrowers(
     scale: float,
     window: int | None,
     turn: Turn,
-) -> None:
-    """Add to dk and dv, in place, what lent tokens get of other rows.
+) -> tuple[Tensor, Tensor]:
+    """What borrowed keys, turned back, and values get of each row that borrows them, one row after the other: (borrowed, K, D) float32.
 
     Args:
-        dk: (T, K, D), as is ``dv``: what the tokens get of their own row, as ``attend_short_backward`` gives it.
-        delta: (H, T) float32, from there; the rest is as it was there.
-    """  # fmt: skip
+        do: (T, H, D), as q and o; k and v: (T, K, D).
+        lse: (H, T) float32, from the forward, and delta, (H, T) float32, from the gradient of q.
+        starts: As the rest, what the forward was given.
+    """
     heads, width = q.shape[1:]
     of_keys, of_values = (torch.empty(lent.most, *k.shape[1:], dtype=torch.float32, device=k.device) for _ in range(2))
     sizes = (FEW if lent.most <= 16 * len(starts) else MANY)[width > 128]
@@ -49,10 +47,15 @@ def add_of_borrowers(
         q.stride(0), k.stride(0), v.stride(0), do.stride(0), of_keys.stride(0), len(q), len(starts) - 1, scale, scale * LOG2E,
         window or ALL, turn.half(width), **shape,
     )  # fmt: skip
-    row = k.shape[1] * width
+    return of_keys, of_values
+
+
+def add_up(dk: Tensor, dv: Tensor, of_keys: Tensor, of_values: Tensor, lent: Lent) -> None:
+    """Add what ``borrowers_backward`` gives to the gradients of lent keys and values, (T, K, D), in place."""
+    rows, row = len(lent.lenders) - 1, dk.shape[1] * dk.shape[2]
     launch(
-        _add_up, (lent.most + len(starts) - 1, -(-row // 256)),
-        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, len(starts) - 1, row, dk.stride(0), TOGETHER, 256,
+        _add_up, (lent.most + rows, -(-row // 256)),
+        of_keys, of_values, dk, dv, lent.lenders, lent.borrowed, lent.borrowers, rows, row, dk.stride(0), TOGETHER, 256,
         num_warps=4,
     )  # fmt: skip
 

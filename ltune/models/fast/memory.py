@@ -279,4 +279,5 @@ def smaller(setting: Setting, largest: int) -> Setting | None:
         return replace(setting, tokens=min(setting.tokens, largest) // 2)
     if setting.keep is Keep.ALL:
         return replace(setting, keep=Keep.ATTENTION)
-    return least(setting.tokens) if not setting.offload else None
+    last = least(setting.tokens)
+    return last if setting != last else None

@@ -10,34 +10,29 @@ A row may see the tokens of another as if they stood before its own (``Lent``); 
 then added up in the rows' order (lent_attention.py).
 """
 
-from typing import Any, NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import launch, power_of_two, tile_of, tl, triton
+from ltune.models.fast.launch import aside, launch, tl, triton
+from ltune.models.fast.lent_attention import add_up, borrowers_backward
 from ltune.models.fast.room import roomy
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.tiles import load, place_of, queries_of, queries_read, store, turned_back
-
-
-class Lent(NamedTuple):
-    """Rows whose tokens others see before their own; each such row stands right before those that borrow from it."""
-
-    lenders: Tensor  # (rows + 1,) int32: of each row that borrows, where the lender begins
-    borrowed: Tensor  # (rows + 1,) int32: how many tokens the rows before it borrow, and at the end all
-    borrowers: Tensor  # (rows + 1,) int32: of the first row that borrows from a lender, how many do; 0 of the others
-    most: int  # tokens that all rows borrow, or more: what room is made for
-
-
-class Sizes(NamedTuple):
-    """How a kernel is cut up."""
-
-    packed: int  # queries at once: tokens x heads of a group, heads counted up to a power of two
-    keys: int  # at once
-    warps: int
-    stages: int
-
+from ltune.models.fast.tiles import (
+    ALL,
+    LOG2E,
+    Lent,
+    Sizes,
+    grid,
+    load,
+    place_of,
+    queries_of,
+    queries_read,
+    shape_of,
+    store,
+    turned_back,
+)
 
 # For heads of up to 128 dimensions, the quickest of seven on an H200 (rows of 40 to 400 tokens), and of up to 256 (not measured). As
 # compiled for such a card they spill few registers or none, leave room for two or three programs beside each other on a processor up to
@@ -46,9 +41,6 @@ FORWARD = (Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2))
 QUERIES = (Sizes(64, 32, 4, 2), Sizes(64, 32, 4, 1))  # the gradient of q
 KEYS = (Sizes(32, 64, 4, 3), Sizes(32, 32, 4, 1))  # those of k and v
 WIDEST = 256
-ALL = 2**30  # the window of a token that sees all before it
-
-LOG2E = 1.4426950408889634
 
 
 def attend_short(
@@ -90,9 +82,8 @@ def attend_short_backward(
     turn: Turn,
     room: bool,
     lent: Lent | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of q, k and v side by side, (T, H + 2 K, D), those of q and k turned back; and delta, (H, T) float32. What comes to
-    lent tokens from other rows is not in them.
+) -> Tensor:
+    """The gradients of q, k and v side by side, (T, H + 2 K, D), those of q and k turned back.
 
     Args:
         do: (T, H, D).
@@ -113,26 +104,21 @@ def attend_short_backward(
     launch(_backward_queries, at, do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent is not None, **shape)
     sizes = KEYS[width > 128]
     tile, shape = shape_of(heads // key_heads, width, sizes)
-    launch(_backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
-    return gradients, delta
+    keys = partial(launch, _backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
+    if lent is None:
+        keys()
+        return gradients
+    with aside(q) as until_done:  # few programs, each of which takes long
+        of_borrowers = borrowers_backward(do, q, k, v, lse, delta, starts, lent, scale, window, turn)
+    keys()
+    until_done()
+    add_up(dk, dv, *of_borrowers, lent)
+    return gradients
 
 
 def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
     """What kernels read to find lent tokens."""
     return (None, None) if lent is None else (lent.lenders, lent.borrowed)
-
-
-def shape_of(group: int, width: int, sizes: Sizes) -> tuple[int, dict[str, Any]]:
-    """Tokens of a tile, and what kernels are compiled for."""
-    padded = power_of_two(group)
-    packed = max(sizes.packed, padded)
-    known = {"GROUP": group, "PADDED": padded, "PACKED": packed, "KEYS": sizes.keys, "DIM": width, "WIDTH": tile_of(width)}
-    return packed // padded, known | {"num_warps": sizes.warps, "num_stages": sizes.stages}
-
-
-def grid(tokens: int, starts: Tensor, tile: int, k: Tensor) -> tuple[int, int]:
-    """Enough tiles for all rows however long each is, so that a captured graph serves other rows as well; and the key heads."""
-    return tokens // tile + len(starts) - 1, k.shape[1]
 
 
 # -- over a row -----------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,44 @@
 """What attention's kernels work on: a tile of a row's tokens, and the queries that are packed into it."""
 
-from ltune.models.fast.launch import tl, triton
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
+
+ALL = 2**30  # the window of a token that sees all before it
+LOG2E = 1.4426950408889634
+
+
+class Lent(NamedTuple):
+    """Rows whose tokens others see before their own; each such row stands right before those that borrow from it."""
+
+    lenders: Tensor  # (rows + 1,) int32: of each row that borrows, where the lender begins
+    borrowed: Tensor  # (rows + 1,) int32: how many tokens the rows before it borrow, and at the end all
+    borrowers: Tensor  # (rows + 1,) int32: of the first row that borrows from a lender, how many do; 0 of the others
+    most: int  # tokens that all rows borrow, or more: what room is made for
+
+
+class Sizes(NamedTuple):
+    """How a kernel is cut up."""
+
+    packed: int  # queries at once: tokens x heads of a group, heads counted up to a power of two
+    keys: int  # at once
+    warps: int
+    stages: int
+
+
+def shape_of(group: int, width: int, sizes: Sizes) -> tuple[int, dict[str, Any]]:
+    """Tokens of a tile, and what kernels are compiled for."""
+    padded = power_of_two(group)
+    packed = max(sizes.packed, padded)
+    known = {"GROUP": group, "PADDED": padded, "PACKED": packed, "KEYS": sizes.keys, "DIM": width, "WIDTH": tile_of(width)}
+    return packed // padded, known | {"num_warps": sizes.warps, "num_stages": sizes.stages}
+
+
+def grid(tokens: int, starts: Tensor, tile: int, k: Tensor) -> tuple[int, int]:
+    """Enough tiles for all rows however long each is, so that a captured graph serves other rows as well; and the key heads."""
+    return tokens // tile + len(starts) - 1, k.shape[1]
 
 
 @triton.jit

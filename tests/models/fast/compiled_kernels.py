@@ -42,6 +42,31 @@ def shared_memory(kernel, constants, options, wide):
     return compiled(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 
+def test_every_kernel_of_a_step_compiles_for_hopper():
+    found = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=LoRA(), layers=2)
+    launches = ahead.foreseen(FastModel(found.causal, torch.bfloat16), Setting(1024))
+    assert {(one.kernel.__name__, one.arguments[6] is None) for one in launches if one.kernel.__name__ == "_forward"} == {
+        ("_forward", True),
+        ("_forward", False),
+    }
+    for one in launches:
+        named = dict(zip(one.kernel.arg_names, one.arguments, strict=False)) | one.options
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        kinds = {param.name: kind_of(param, named[param.name]) for param in one.kernel.params}
+        places = {name: (number,) for number, name in enumerate(one.kernel.arg_names)}
+        constants = {places[name]: named[name] for name, kind in kinds.items() if kind == "constexpr"}
+        aligned = {places[name]: [["tt.divisibility", 16]] for name, kind in kinds.items() if kind.startswith("*")}
+        compiled(ASTSource(one.kernel, kinds, constants, aligned), target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def kind_of(param, value):
+    if param.is_constexpr or value is None:
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        return "*" + {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32" if value < 2**31 else "i64"
+
+
 @pytest.mark.parametrize("setting", [Setting(1024), Setting(1024, Keep.NOTHING, cached=False)], ids=["held", "least"])
 def test_the_outline_of_a_model_tells_what_its_steps_launch(setting):
     """Each kernel of its own kinds, forward before backward; tests/gpu/test_ahead_gpu.py shows that none is missing."""

@@ -183,8 +183,27 @@ def test_refused_beyond_110_percent_of_the_memory():
     assert len(said.splitlines()) <= 4
 
 
+def test_a_row_that_is_too_long_has_its_inputs_on_the_host_and_keeps_its_attention():
+    chosen = choose(LLAMA, 71 * GIB, 131072, 131072)
+    assert (chosen.tokens, chosen.keep, chosen.offload, chosen.cached) == (131072, Keep.ATTENTION, True, False)
+    assert chosen.kept_layers == 2
+    assert smaller(replace(chosen, kept_layers=0), 0) == least(131072)
+    assert smaller(least(131072), 0) is None
+
+
+def test_as_many_layers_keep_everything_as_fit():
+    chosen = choose(LLAMA, 71 * GIB, 32768, 32768)
+    assert chosen == Setting(32768, Keep.ATTENTION, cached=False, kept_layers=chosen.kept_layers)
+    assert 10 < chosen.kept_layers < 31
+    one_more = replace(chosen, kept_layers=chosen.kept_layers + 1)
+    assert needed(LLAMA, chosen, longest=32768) <= USABLE * 71 * GIB < needed(LLAMA, one_more, longest=32768)
+    assert str(chosen).endswith(f"computed again, but not in the last {chosen.kept_layers} of the layers")
+    assert choose(LLAMA, 71 * GIB, 32768, 32768, again=True).kept_layers == 0
+
+
 @given(made, st.integers(0, 20000))
 @example(Setting(tokens=1, cached=False), 2)
+@example(Setting(2, Keep.ATTENTION, cached=False, offload=True, kept_layers=3), 0)
 def test_giving_up_ends(setting, largest):
     for _ in range(100):
         if setting is None:
