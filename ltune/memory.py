@@ -18,9 +18,11 @@ import torch
 from ltune.checkpoints.publish import write_atomically
 from ltune.data.collate import Step
 from ltune.errors import ResourceError, UsageError
+from ltune.models.fast.choice import choose, least, quickest, refusal, smaller
 from ltune.models.fast.layer import Keep
-from ltune.models.fast.memory import Setting, choose, least, quickest, refusal, smaller
+from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
+from ltune.system import free_memory
 
 Wanted = Literal["auto", "speed", "least"]
 
@@ -94,8 +96,9 @@ class Memory:
         if self.wanted == "speed":
             return quickest(fast.shape(), step.tokens, again=self.again)
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        setting = choose(fast.shape(), free, step.tokens, longest, again=self.again)
-        if reason := refusal(fast.shape(), setting, free, torch.cuda.memory_allocated(), step.tokens, longest):
+        host = free_memory()
+        setting = choose(fast.shape(), free, step.tokens, longest, again=self.again, host=host)
+        if reason := refusal(fast.shape(), setting, free, torch.cuda.memory_allocated(), step.tokens, longest, host):
             raise UsageError(reason)
         return setting
 

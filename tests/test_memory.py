@@ -8,7 +8,8 @@ from ltune.data.collate import Step
 from ltune.data.rows import Sequence
 from ltune.errors import UsageError
 from ltune.memory import Memory
-from ltune.models.fast.memory import Setting, least, needed
+from ltune.models.fast.choice import least
+from ltune.models.fast.memory import Setting, needed
 from ltune.models.fast.model import FastModel
 from ltune.models.load import load_model
 

@@ -11,7 +11,8 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ltune.apps.planned_rows import PlannedRows
-from ltune.models.fast.memory import REFUSED, Need, Setting, Shape, choose, least, need, quickest
+from ltune.models.fast.choice import REFUSED, choose, least, quickest
+from ltune.models.fast.memory import Need, Setting, Shape, need
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.read import Unsuited
 from ltune.models.fast.training_graphs import BUCKET

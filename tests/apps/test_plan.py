@@ -74,7 +74,7 @@ def test_without_a_memory_the_need_of_each_way(folder, capsys):
 
 
 def test_8_billion_weights_from_a_config_alone(folder, capsys):
-    """As measured on a GPU: 5.5 GiB loaded; 13.5 GiB more for held weights with room for what is joined; 47.0 GiB in all."""
+    """As measured on a GPU: 5.5 GiB loaded; 13.5 GiB more for held weights with room for what is joined; 43.3 GiB in all."""
     code, found = planned(capsys, "--model.model", "llama", "--memory", "139GiB", "--data.max_length", "1024")
     assert code == 0
     assert (found["parameters"], found["trained"], found["fast"], found["rows_assumed"]) == (8030261248, 20971520, True, True)
@@ -83,7 +83,7 @@ def test_8_billion_weights_from_a_config_alone(folder, capsys):
     assert loaded / GIB == pytest.approx(5.5, abs=0.06)
     assert parts["held for products"] / GIB == pytest.approx(13.5, abs=0.1)
     assert found["step_tokens"] == 8 * 1024
-    assert found["ways"]["speed"]["peak"] / GIB == pytest.approx(47.0, rel=0.02)
+    assert found["ways"]["speed"]["peak"] / GIB == pytest.approx(43.3, rel=0.02)
     assert found["ways"]["auto"]["setting"]["cached"] is True
     assert found["ways"]["speed"]["peak"] == sum(parts.values())
     assert found["ways"]["speed"]["total"] == found["ways"]["speed"]["peak"] + CONTEXT

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ltune.models.fast import attention, lowrank_backward
-from ltune.models.fast.memory import Setting, least
+from ltune.models.fast.choice import least
+from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.room import ROOM
 from ltune.objectives.policy import Policy

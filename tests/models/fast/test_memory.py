@@ -9,23 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltune.models.fast.attention import Rows
+from ltune.models.fast.choice import USABLE, candidates, choose, least, quickest, refusal, seconds, smaller
 from ltune.models.fast.layer import Context, Keep
-from ltune.models.fast.memory import (
-    USABLE,
-    Setting,
-    Shape,
-    activations,
-    candidates,
-    choose,
-    least,
-    need,
-    needed,
-    of_head,
-    quickest,
-    refusal,
-    seconds,
-    smaller,
-)  # fmt: skip
+from ltune.models.fast.memory import Setting, Shape, activations, need, needed, of_head, on_host
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.offload import Shelf
 from ltune.models.fast.stack import run
@@ -189,6 +175,17 @@ def test_a_row_that_is_too_long_has_its_inputs_on_the_host_and_keeps_its_attenti
     assert chosen.kept_layers == 2
     assert smaller(replace(chosen, kept_layers=0), 0) == least(131072)
     assert smaller(least(131072), 0) is None
+
+
+def test_the_host_must_have_room_too():
+    there = on_host(LLAMA, least(131072))
+    assert there == 64 * GIB
+    assert choose(LLAMA, 71 * GIB, 131072, 131072, host=2 * there).offload
+    assert choose(LLAMA, 40 * GIB, 8192, 1024, host=0).offload is False
+    said = refusal(LLAMA, least(131072), 71 * GIB, 0, 131072, 131072, host=there - 1)
+    assert said is not None
+    assert said.startswith("layers' inputs would take 64.0 GiB of the host's memory, and 64.0 GiB are free.")
+    assert refusal(LLAMA, least(131072), 71 * GIB, 0, 131072, 131072, host=there) is None
 
 
 def test_as_many_layers_keep_everything_as_fit():
