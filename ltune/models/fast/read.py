@@ -14,6 +14,7 @@ from ltune.models.fast.projection import Projection
 
 # Class of the activation: whether it is gelu in the tanh form; others are not served
 GATES = {"SiLUActivation": False, "SiLU": False, "GELUTanh": True, "PytorchGELUTanh": True, "NewGELUActivation": True}
+NEAR_ZERO = 1e-5  # of a norm's weight: below, 16 bits of the output do not tell enough of the input
 
 
 class Unsuited(Exception):
@@ -106,9 +107,6 @@ def _feed_forward(module: Any, norm: Norm, dtype: torch.dtype) -> FeedForwardHal
     if gelu is None:
         raise Unsuited(f"the activation {type(activation).__name__}")
     return FeedForwardHalf(norm, read_projection(parts, dtype), read_projection([module.down_proj], dtype), gelu)
-
-
-NEAR_ZERO = 1e-5  # of a norm's weight: below, 16 bits of the output do not tell enough of the input
 
 
 def read_norm(module: Any) -> Norm:

@@ -36,10 +36,16 @@ def shared_memory(kernel, constants, options, wide):
     pointers = {"dy", "z", "b", "dh", "gate_up", "dz", "a", "h"} | wide
     kinds = {name: "*fp32" if name in wide else "*bf16" if name in pointers else "i32" for name in kernel.arg_names}
     kinds |= dict.fromkeys(constants, "constexpr")
+    aligned = [name for name in kernel.arg_names if name not in {*constants, "tokens", "share"}]
+    return for_hopper(kernel, kinds, constants, aligned, options).metadata.shared
+
+
+def for_hopper(kernel, kinds, values, aligned, options):
+    """Compiled; ``values`` has at least those of the constants, ``aligned`` names what is a multiple of 16."""
     places = {name: (number,) for number, name in enumerate(kernel.arg_names)}
-    aligned = {places[name]: [["tt.divisibility", 16]] for name in kernel.arg_names if name not in {*constants, "tokens", "share"}}
-    source = ASTSource(kernel, kinds, {places[name]: value for name, value in constants.items()}, aligned)
-    return compiled(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+    constants = {places[name]: values[name] for name, kind in kinds.items() if kind == "constexpr"}
+    source = ASTSource(kernel, kinds, constants, {places[name]: [["tt.divisibility", 16]] for name in aligned})
+    return compiled(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 def test_every_kernel_of_a_step_compiles_for_hopper():
@@ -53,10 +59,8 @@ def test_every_kernel_of_a_step_compiles_for_hopper():
         named = dict(zip(one.kernel.arg_names, one.arguments, strict=False)) | one.options
         options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
         kinds = {param.name: kind_of(param, named[param.name]) for param in one.kernel.params}
-        places = {name: (number,) for number, name in enumerate(one.kernel.arg_names)}
-        constants = {places[name]: named[name] for name, kind in kinds.items() if kind == "constexpr"}
-        aligned = {places[name]: [["tt.divisibility", 16]] for name, kind in kinds.items() if kind.startswith("*")}
-        compiled(ASTSource(one.kernel, kinds, constants, aligned), target=GPUTarget("cuda", 90, 32), options=options)
+        aligned = [name for name, kind in kinds.items() if kind.startswith("*")]
+        for_hopper(one.kernel, kinds, named, aligned, options)
 
 
 def kind_of(param, value):
