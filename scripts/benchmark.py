@@ -40,6 +40,8 @@ class Case:
     steps: int | None = 40
     warm_up: int = WARM_UP
     long: int | None = None  # tokens of its rows, made for it
+    rows: int = 1  # of so many tokens, a step
+    uneven: bool = False  # rows of six to nine tenths of that, hardly one as long as another
     small: bool = False  # a random 1B model instead
     full: bool = False  # all weights are trained: the products of the weights' gradients count too
     packed: bool = False  # averages in which an epoch ends, which writes a checkpoint, or with its short step in them are left out
@@ -55,7 +57,10 @@ CASES = {
     "W2 least": Case([*W2, *LEAST], steps=40, packed=True),
     "W2 plain": Case([*W2, *PLAIN], steps=30, warm_up=5, packed=True),
     "32k": Case(W1, steps=12, warm_up=3, long=32768, every=1),
+    "32k exact": Case([*W1, "--trainer.deterministic", "true"], steps=12, warm_up=3, long=32768, every=1),
     "128k": Case(W1, steps=2, warm_up=1, long=131072, every=1),
+    "4 x 8k": Case(W1, steps=20, warm_up=5, long=8192, rows=4),
+    "8k uneven": Case(W1, steps=100, warm_up=60, long=8192, uneven=True),
     "1B LoRA": Case([*W2, *NO_LORA_PLUS], steps=60, small=True, packed=True),
     "1B full": Case(FULL, steps=60, small=True, full=True, packed=True),
 }
@@ -90,7 +95,7 @@ class Limits:
     def floor_ms(self, case: Case, tokens: float) -> float:
         """What the step's products and dequantized weights take at these rates; the causal half of attention's products counted."""
         weights = 1.24e9 if case.small else 7.5e9
-        attention = 0.0 if case.long is None else 3.5 * 2 * case.long**2 * 4096 * 32
+        attention = 0.0 if case.long is None else 3.5 * 2 * tokens**2 / case.rows * 4096 * 32
         dequantizing = 0.0 if case.small else 2 * 20e9 / self.copies
         return 1e3 * (((6 if case.full else 4) * weights * tokens + attention) / self.products + dequantizing)
 
@@ -145,7 +150,7 @@ def ours(name: str, case: Case, limits: Limits, arguments: argparse.Namespace) -
     command = [sys.executable, "-m", "ltune", "fit", "--config", str(CONFIGURATION), "--run", str(run), "--model.model", str(model)]
     command += ["--data.folder", str(arguments.data), "--trainer.log_every_n_steps", str(case.every), *case.options]
     command += ["--trainer.max_steps", str(case.steps)] if case.steps else []
-    command += long_rows(case.long, arguments) if case.long else []
+    command += long_rows(case, case.long, arguments) if case.long else []
     begin = time.monotonic()
     with (arguments.out / f"{label}.log").open("w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
@@ -180,14 +185,20 @@ def epoch_of(line: dict, after: bool = False) -> int:
     return math.floor(line["train/epoch"]) + 1 if after else math.ceil(line["train/epoch"])
 
 
-def long_rows(tokens: int, arguments: argparse.Namespace) -> list[str]:
-    """Options for rows of so many tokens each: one long text, cut into blocks."""
+def long_rows(case: Case, tokens: int, arguments: argparse.Namespace) -> list[str]:
+    """Options for rows of so many tokens each: one long text, cut into blocks; uneven ones are answers."""
     source = arguments.data / "c4_demo.jsonl"
     text = "\n".join(json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines())
-    file = arguments.out / f"long-{tokens}.jsonl"
-    file.write_text(json.dumps({"text": text * (1 + 20 * tokens // len(text))}) + "\n", encoding="utf-8")
-    options = ["--data.datasets", f"[{file}]", "--model.objective", "Pretrain", "--data.max_length", str(tokens), "--data.template", "null"]
-    return [*options, "--data.batch_size", "1", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "20"]
+    file = arguments.out / f"long-{tokens}{'-uneven' if case.uneven else ''}.jsonl"
+    options = ["--data.datasets", f"[{file}]", "--data.max_length", str(tokens), "--data.batch_size", str(case.rows)]
+    options += ["--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "20"]
+    if case.uneven:
+        lengths = range(5 * tokens // 2, 7 * tokens // 2, tokens // 320)  # characters, about 4 a token
+        lines = [json.dumps({"instruction": "Go on.", "output": (text * 2)[101 * n :][:length]}) for n, length in enumerate(lengths)]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return options
+    file.write_text(json.dumps({"text": text * (1 + 20 * case.rows * tokens // len(text))}) + "\n", encoding="utf-8")
+    return [*options, "--model.objective", "Pretrain", "--data.template", "null"]
 
 
 def small_model(arguments: argparse.Namespace) -> Path:

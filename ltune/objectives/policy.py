@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ltune.data.collate import Batch
 from ltune.models.attention import assert_rows_isolated, evaluating
-from ltune.models.fast.attention import Lent, Rows
 from ltune.models.fast.build import quick_way
 from ltune.models.fast.model import FastModel, scaling_of_logits
+from ltune.models.fast.tiles import Lent, Rows
 from ltune.models.load import enable_gradient_checkpointing
 from ltune.models.noise import with_noise
 from ltune.models.precision import compute_dtype
@@ -152,7 +152,7 @@ class Policy:
         """The quick way's tokens, their positions, rows, and the places that are read."""
         assert self.fast is not None
         compact = batch.compact
-        if at is not None or compact is None or not self.fast.can_lend(compact.longest):
+        if at is not None or compact is None or not self.fast.lends:
             rows = Rows(batch.starts, batch.longest)
             return batch.input_ids[0], batch.position_ids[0], rows, batch.predict_at if at is None else at
         starts, lenders, borrowed, borrowers = compact.places

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from ltune.models.fast.choice import least
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.room import ROOM
+from ltune.models.fast.rotary import Turn
+from ltune.models.fast.tiles import Lent, Rows
 from ltune.objectives.policy import Policy
 from tests.models.fast import test_model as cpu
 
@@ -90,7 +93,7 @@ def test_what_is_computed_once_is_as_near_to_float32(family):
     model, causal = build(family, dtype=torch.bfloat16)
     fast = FastModel(causal, torch.bfloat16)
     policy, each = Policy(model, causal, fast), replace(batch, compact=None)
-    assert fast.can_lend(batch.compact.longest)
+    assert fast.lends
     apart = whole(gradients(policy.token_losses(each), model))
     fast.adopt(Setting(tokens=1000))
     runs = []
@@ -154,21 +157,40 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def test_gradients_of_a_long_row_are_the_same_bits_where_that_is_asked_for(request):
+def attended(lengths, width, dtype, lent=None, window=None):
+    """o and the gradients of q, k and v, side by side, of 8 heads in two groups."""
     torch.manual_seed(0)
-    tokens = 2 * attention.LONG
-    q, do = torch.randn(2, tokens, 8, 64, device="cuda", dtype=torch.bfloat16)
-    k, v = torch.randn(2, tokens, 2, 64, device="cuda", dtype=torch.bfloat16)
-    rows = attention.Rows(torch.tensor([0, tokens], dtype=torch.int32, device="cuda"), tokens)
-    assert attention.by_cudnn(1, tokens)
+    tokens = sum(lengths)
+    qkv, do = torch.randn(tokens, 12, width).to("cuda", torch.bfloat16).to(dtype), torch.randn(tokens, 8, width).to("cuda", torch.bfloat16)
+    starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+    angle = torch.rand(tokens, width // 2, device="cuda")
+    split, rows = qkv.split([8, 2, 2], 1), Rows(starts, max(lengths), lent)
+    saved = attention.attend(*split, rows, width**-0.5, window)
+    turn = Turn(angle.cos().to(dtype), angle.sin().to(dtype))
+    return saved[0], attention.attend_backward(do.to(dtype), *split, saved, rows, width**-0.5, window, turn)
 
-    def found():
-        return attention._gradients(do, q, k, v, attention.attend(q, k, v, rows, 0.125, None), rows, 0.125, None)
 
-    quickest = found()
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize("borrows", [False, True])
+def test_long_rows_are_as_near_to_float32_as_rounding(width, window, borrows):
+    lengths = (2500, 900, 2101)
+    on_gpu = partial(torch.tensor, dtype=torch.int32, device="cuda")
+    lent = Lent(on_gpu([0, 0, 0, 0]), on_gpu([0, 0, 1500, 3000]), on_gpu([0, 2, 0, 0]), 3000) if borrows else None
+    exact = attended(lengths, width, torch.float32, lent, window)
+    found = attended(lengths, width, torch.bfloat16, lent, window)
+    for one, other in zip(found, exact, strict=True):
+        assert (one.flatten() - other.flatten()).float().norm() < 0.01 * other.float().norm()
+    assert all(torch.equal(one, other) for one, other in zip(found, attended(lengths, width, torch.bfloat16, lent, window), strict=True))
+
+
+def test_gradients_of_a_long_row_are_the_same_bits_where_that_is_asked_for(request):
+    lengths = (2 * attention.LONG,)
+    assert attention.by_cudnn(1, *lengths)
+    quickest = attended(lengths, 64, torch.bfloat16)
     request.getfixturevalue("deterministic")
-    assert not attention.by_cudnn(1, tokens)
-    first, second = found(), found()
+    assert not attention.by_cudnn(1, *lengths)
+    first, second = attended(lengths, 64, torch.bfloat16), attended(lengths, 64, torch.bfloat16)
     for one, other, quick in zip(first, second, quickest, strict=True):
         assert torch.equal(one, other)
         assert (one - quick).float().norm() < 0.01 * one.float().norm()

@@ -2,47 +2,28 @@
 
     o = softmax(scale q k^T) v,   lse = log sum exp (scale q k^T),   no token seeing another row's
 
-FlashAttention's variable-length kernel (https://arxiv.org/abs/2307.08691, in torch) on CUDA, cuDNN's where a single long row is all
-there is (measured: twice as fast), our own for short rows (more than twice as fast), the formula elsewhere. All but cuDNN's give the same
-bits each time.
+cuDNN's kernels where a single long row is all there is (measured: nearly twice as fast as the next), our own for other rows on a GPU
+(grouped_attention.py), the formula elsewhere. All but the gradient by cuDNN give the same bits each time.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ltune.models.fast.grouped_attention import WIDEST, attend_grouped, attend_grouped_backward
 from ltune.models.fast.launch import has_triton, on_gpu
 from ltune.models.fast.rotary import Turn, gather_rotated_back, rotate
-from ltune.models.fast.short_attention import WIDEST, attend_short, attend_short_backward
-from ltune.models.fast.tiles import Lent
+from ltune.models.fast.tiles import Rows
 
-LONG = 4096  # tokens; from here on cuDNN's kernel is worth it for a single row
-OWN = True  # whether our own kernels for short rows are used
-SHORT = 2048  # tokens; up to here they are; a captured step gives all its tokens as the longest row's
+LONG = 4096  # tokens; from here on cuDNN's kernels are worth it for a single row
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Where rows lie in a flat batch of T tokens."""
-
-    starts: Tensor  # (rows + 1,) int32: where each begins, and T
-    longest: int  # tokens, lent ones included
-    lent: Lent | None = None  # rows may see tokens of another before their own; see ``can_lend``
-
-
-def can_lend(longest: int, width: int, like: Tensor) -> bool:
-    """Whether lent tokens are served among rows of up to that many tokens, heads of that width and tensors like this one."""
-    return not _has_kernel(like) or (OWN and has_triton(like) and longest <= SHORT and width <= WIDEST)
-
-
-Saved = tuple[Tensor, Tensor, Any]  # o, lse, and what the kernel wants back
+Saved = tuple[Tensor, Tensor, Any]  # o (T, H, D), lse (H, T), and what cuDNN's kernel wants back
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None, room: bool = False) -> Saved:
@@ -55,17 +36,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
         room: Whether there is to be room behind the rows of o; there is where our own kernels are used.
     """
-    if _short(q, rows):
-        return *attend_short(q, k, v, rows.starts, scale, window, rows.lent, room), None
-    if not _has_kernel(q):
-        return *_formula(q, k, v, rows, scale, window), None
-    if _long(q, rows, window):
+    if _alone(q, rows, window):
         out = torch.ops.aten._scaled_dot_product_cudnn_attention(_batched(q), _batched(k), _batched(v), None, True, 0.0, True, scale=scale)
-        return out[0].transpose(1, 2)[0], out[1], out[2:8]
-    out = torch.ops.aten._flash_attention_forward(
-        q, k, v, rows.starts, rows.starts, rows.longest, rows.longest, 0.0, True, False, scale=scale, **_seen(window)
-    )
-    return out[0], out[1], (out[2], out[3])
+        return out[0].transpose(1, 2)[0], out[1][0, :, :, 0], out[2:8]
+    if _has_kernels(q):
+        return *attend_grouped(q, k, v, rows, scale, window, room), None
+    return *_formula(q, k, v, rows, scale, window), None
 
 
 def attend_backward(
@@ -79,69 +55,65 @@ def attend_backward(
         turn: By how much q and k were rotated.
         room: Whether there is to be room behind the rows (room.py).
     """
-    if not _short(q, rows):
-        return gather_rotated_back(*_gradients(do, q, k, v, saved, rows, scale, window), *turn, room)
-    o, lse, _ = saved
-    gradients = attend_short_backward(do, q, k, v, o, lse, rows.starts, scale, window, turn, room, rows.lent)
+    o, lse, rest = saved
+    if rest is not None and not torch.are_deterministic_algorithms_enabled():
+        return gather_rotated_back(*_gradients_by_cudnn(do, q, k, v, o, lse, rest, scale), *turn, room)
+    if not _has_kernels(q):
+        return gather_rotated_back(*_formula_backward(do, q, k, v, o, lse, rows, scale, window), *turn, room)
+    gradients = attend_grouped_backward(do, q, k, v, o, lse, rows, scale, window, turn, room)
     if not turn.half(q.shape[2]):
         rotate(gradients[:, : -v.shape[1]], turn.cos, -turn.sin)
     return gradients.flatten(1)
 
 
-def _gradients(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: Saved, rows: Rows, scale: float, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    o, lse, rest = saved
-    if not _has_kernel(q):
-        return _formula_backward(do, q, k, v, o, lse, rows, scale, window)
-    if _long(q, rows, window):
-        _say_that_bits_differ()
-        starts_q, starts_k, longest_q, longest_k, seed, offset = rest
-        gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-            _batched(do), _batched(q), _batched(k), _batched(v), _batched(o), lse, seed, offset, None,
-            starts_q, starts_k, longest_q, longest_k, 0.0, True, scale=scale,
-        )  # fmt: skip
-        dq, dk, dv = (gradient.transpose(1, 2)[0] for gradient in gradients)
-        return dq.contiguous(), dk.contiguous(), dv.contiguous()
-    before = torch.are_deterministic_algorithms_enabled()
-    torch._C._set_deterministic_algorithms(True)  # the same command again ends in the same bits
-    try:
-        return torch.ops.aten._flash_attention_backward(
-            do, q, k, v, o, lse, rows.starts, rows.starts, rows.longest, rows.longest, 0.0, True, *rest, scale=scale, **_seen(window)
-        )
-    finally:
-        torch._C._set_deterministic_algorithms(before)
-
-
-def _short(q: Tensor, rows: Rows) -> bool:
-    if not OWN or not has_triton(q) or rows.longest > SHORT or q.shape[-1] > WIDEST:
+def _has_kernels(q: Tensor) -> bool:
+    """Whether our own serve it."""
+    if not has_triton(q) or q.shape[-1] > WIDEST:
         return False
     # Triton's interpreter multiplies the bits of bfloat16 as if they were whole numbers
     return q.dtype is not (torch.float32 if on_gpu(q) else torch.bfloat16)
 
 
-def _has_kernel(q: Tensor) -> bool:
-    return on_gpu(q) and q.dtype is not torch.float32
+# -- a long row by itself -------------------------------------------------------------------------------------------------------------
 
 
-def _long(q: Tensor, rows: Rows, window: int | None) -> bool:
-    return by_cudnn(len(rows.starts) - 1, rows.longest) and window is None and q.shape[-1] <= 128
+def long_alone(rows: int, longest: int) -> bool:
+    """Whether so many rows are a long one by itself."""
+    return rows == 1 and longest >= LONG
 
 
 def by_cudnn(rows: int, longest: int) -> bool:
-    """Whether cuDNN's kernel is the one for so many rows.
+    """Whether the gradient is cuDNN's.
 
-    The last bits of its gradient of the queries differ from one time to the next, even where torch asks for a deterministic kernel
-    (measured with cuDNN 9.19 and torch 2.11), so there it is not.
+    The last bits of that of the queries differ from one time to the next, even where torch asks for a deterministic kernel (measured
+    with cuDNN 9.19 and torch 2.11), so there it is not.
     """
-    return rows == 1 and longest >= LONG and not torch.are_deterministic_algorithms_enabled()
+    return long_alone(rows, longest) and not torch.are_deterministic_algorithms_enabled()
+
+
+def _alone(q: Tensor, rows: Rows, window: int | None) -> bool:
+    served = on_gpu(q) and q.dtype is not torch.float32 and q.shape[-1] <= 128 and window is None
+    return served and long_alone(len(rows.starts) - 1, rows.longest)
+
+
+def _gradients_by_cudnn(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, rest: Any, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    _say_that_bits_differ()
+    starts_q, starts_k, longest_q, longest_k, seed, offset = rest
+    gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+        _batched(do), _batched(q), _batched(k), _batched(v), _batched(o), lse[None, :, :, None], seed, offset, None,
+        starts_q, starts_k, longest_q, longest_k, 0.0, True, scale=scale,
+    )  # fmt: skip
+    dq, dk, dv = (gradient.transpose(1, 2)[0] for gradient in gradients)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
 @cache
 def _say_that_bits_differ() -> None:
     log.info(
         "a row of %d tokens or more by itself: the quickest attention is used, whose gradients differ in the last bits each time.\n"
-        "Where a resumed run must end in the same bits, set  trainer.deterministic: true  (two to three times as long for such rows).",
+        "Where a resumed run must end in the same bits, set  trainer.deterministic: true  (their attention takes 1.4 times as long).",
         LONG,
     )
 
@@ -149,10 +121,6 @@ def _say_that_bits_differ() -> None:
 def _batched(heads: Tensor) -> Tensor:
     """(T, H, D) as (1, H, T, D)."""
     return heads[None].transpose(1, 2)
-
-
-def _seen(window: int | None) -> dict[str, int]:
-    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
 # -- the formula ----------------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltune.models.attention import evaluating
-from ltune.models.fast.attention import Rows
 from ltune.models.fast.launch import FOUND
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.read import Unsuited
+from ltune.models.fast.tiles import Rows
 
 ROWS = (8, 5)  # tokens of the rows that both ways are tried on
 # Of the hidden states' norm. Measured on random weights: 1e-6 in float32, about 0.02 in bfloat16 after 32 layers; another norm, activation

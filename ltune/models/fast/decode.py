@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltune.models.fast.attention import Rows, attend
+from ltune.models.fast.attention import attend
 from ltune.models.fast.cache import Places, attend_newest, kernel_agrees
 from ltune.models.fast.graphs import Graphs, filled_up
 from ltune.models.fast.layer import AttentionHalf, Context, Keep
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.offload import Shelf
+from ltune.models.fast.tiles import Rows
 
 SHARE = 0.7  # of the GPU's free memory; the rest is for activations and logits
 HELD = 0.5  # of it, which dequantized weights may take

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ltune.models.fast import gate_lowrank
-from ltune.models.fast.attention import Rows, attend, attend_backward
+from ltune.models.fast.attention import attend, attend_backward
 from ltune.models.fast.filled import filled
 from ltune.models.fast.gate import gated, gated_backward
 from ltune.models.fast.norm import rms_norm, rms_norm_backward
 from ltune.models.fast.offload import Shelf
 from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.rotary import Turn, rotate
+from ltune.models.fast.tiles import Rows
 
 
 class Keep(IntEnum):

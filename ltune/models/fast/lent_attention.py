@@ -1,4 +1,4 @@
-"""What lent tokens (short_attention.py) get of the rows that borrow them: the gradients of their keys and values.
+"""What lent tokens (grouped_attention.py) get of the rows that borrow them: the gradients of their keys and values.
 
 A program takes a tile of the keys that a row borrows and goes over all of the row's queries; the sums of a lent token are then added up
 in the order of its borrowers, by one program: no atomics, the same bits each time.

@@ -14,7 +14,6 @@ from ltune.models.fast.shape import Shape as Shape
 from ltune.models.fast.training_graphs import SHORT
 
 LIBRARIES = 2**25  # what cuBLAS takes for itself through torch
-PROCESSORS = 132  # of an H100 or H200; attention's backward keeps more sums the more there are
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,10 @@ def of_layer(shape: Shape, setting: Setting, tokens: int) -> int:
 def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> int:
     """What the backward of attention has alive beside what was kept."""
     rows = max(1, tokens // max(1, longest))
-    splits = 1 if by_cudnn(rows, longest) else -(-PROCESSORS // (rows * shape.heads))
-    sums = 4 * splits * (tokens + 128 * rows) * shape.attended  # of dq, in float32, so that it is the same each time
-    grouped = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0  # dk and dv of each query head
+    sums = grouped = 0
+    if by_cudnn(rows, longest):
+        sums = 4 * (tokens + 128) * shape.attended  # of dq, in float32
+        grouped = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0  # dk and dv of each query head
     gradients = shape.hidden + 2 * shape.attended + (shape.qkv - shape.attended)  # dy, do, dq, dk and dv
     inside = tokens * (gradients + grouped) * shape.size + sums
     outside = (tokens * (gradients + shape.qkv + 2 * shape.hidden) + _dense(shape, setting, shape.qkv * shape.hidden)) * shape.size

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast.attention import Rows, can_lend
+from ltune.models.fast.attention import long_alone
+from ltune.models.fast.filled import lengthened
 from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
 from ltune.models.fast.lowrank import Copy, LowRank, frozen_low_rank, refresh, share_storage
@@ -17,7 +18,8 @@ from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
 from ltune.models.fast.rotary import Turn
 from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
-from ltune.models.fast.training_graphs import BUCKET, OWN_SHORT, SHORT, STEP, Size, TrainingGraphs, padded, rows_of
+from ltune.models.fast.tiles import Rows
+from ltune.models.fast.training_graphs import BUCKET, SHORT, STEP, Size, TrainingGraphs, padded, rows_of
 
 
 class FastModel:
@@ -96,10 +98,10 @@ class FastModel:
         """All of them, in order."""
         return [one for a, f in self.layers for one in (a.qkv, a.out, f.gate_up, f.down)]
 
-    def can_lend(self, longest: int) -> bool:
-        """Whether rows of up to that many tokens may see another's tokens before their own."""
-        like = torch.empty(0, dtype=self.dtype, device=self.head.weight.device)
-        return self.change is None and all(can_lend(longest, width, like) for width in {attention.width for attention, _ in self.layers})
+    @property
+    def lends(self) -> bool:
+        """Whether rows may see another's tokens before their own."""
+        return self.change is None
 
     def token_losses(
         self,
@@ -186,12 +188,15 @@ class FastModel:
         training = torch.is_grad_enabled()
         self.refresh()
         graphs = self.graphs if training and self.change is None and len(input_ids) <= SHORT else None
-        if graphs is None and (self.change is not None or rows.longest > OWN_SHORT):
+        if self.change is not None:
             return self._layers(input_ids, position_ids, rows, training, at)
+        count = len(input_ids) if at is None else len(at)
+        if graphs is None and long_alone(len(rows.starts) - 1, rows.longest):
+            return self._layers(*lengthened(input_ids, position_ids), training, at)[:count]
         size, inputs = padded(input_ids, position_ids, rows, BUCKET if graphs else STEP)
         filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training
         if graphs is None:
-            return self._layers(*filled, at)[: len(input_ids) if at is None else len(at)]
+            return self._layers(*filled, at)[:count]
         if graphs.ready(size, inputs):
             x = GraphedStep.apply(graphs, size, inputs, len(input_ids), *self.parameters)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ltune.models.fast.grouped_attention import WIDEST
 from ltune.models.fast.layer import AttentionHalf, FeedForwardHalf, Norm
 from ltune.models.fast.projection import Projection
 
@@ -69,6 +70,8 @@ def _attention(config: Any, module: Any, kind: str, dtype: torch.dtype) -> Atten
         raise Unsuited(f"a {type(module).__name__} has also {', '.join(sorted(odd))}")
     if getattr(module, "attention_dropout", 0.0):
         raise Unsuited("dropout in attention")
+    if module.head_dim > WIDEST:
+        raise Unsuited(f"heads of {module.head_dim} dimensions; up to {WIDEST} are served")
     if getattr(module, "attn_logit_softcapping", None):
         raise Unsuited("capped attention scores")
     norms = [read_norm(getattr(module, name)) if name in children else None for name in ("q_norm", "k_norm")]

@@ -1,5 +1,6 @@
-"""What attention's kernels work on: a tile of a row's tokens, and the queries that are packed into it."""
+"""What attention's kernels work on: rows, a tile of a row's tokens, and the queries that are packed into it."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,6 +18,15 @@ class Lent(NamedTuple):
     borrowed: Tensor  # (rows + 1,) int32: how many tokens the rows before it borrow, and at the end all
     borrowers: Tensor  # (rows + 1,) int32: of the first row that borrows from a lender, how many do; 0 of the others
     most: int  # tokens that all rows borrow, or more: what room is made for
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows lie in a flat batch of T tokens."""
+
+    starts: Tensor  # (rows + 1,) int32: where each begins, and T
+    longest: int  # tokens, lent ones included
+    lent: Lent | None = None  # rows may see tokens of another before their own
 
 
 class Sizes(NamedTuple):

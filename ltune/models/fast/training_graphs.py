@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltune.models.fast.attention import SHORT as OWN_SHORT
-from ltune.models.fast.attention import Lent, Rows
+from ltune.models.fast.grouped_attention import SHORT as SHORT_ROWS
 from ltune.models.fast.projection import Gradients
+from ltune.models.fast.tiles import Lent, Rows
 
 BUCKET = 64  # tokens, of a step that is captured
 STEP = 32  # tokens, of others: with fewer shapes, the libraries' kernels are found and loaded once, and memory is used again as it is
@@ -34,7 +34,7 @@ class Size(NamedTuple):
     tokens: int
     borders: int  # between rows
     lent: int  # borrowed tokens that there is room for; 0: nothing is lent
-    longest: int  # tokens of a row, or more; it tells which attention kernel is used
+    longest: int  # tokens of a row, or more; it tells how attention's kernels are cut up
 
 
 def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tuple[Size, dict[str, Tensor]]:
@@ -42,7 +42,7 @@ def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tu
     tokens, borders = len(input_ids), len(rows.starts)
     lent = _up(rows.lent.most, LENT) if rows.lent else 0
     most = _up(tokens, step)
-    size = Size(most, _up(borders, ROWS) + 1, lent, OWN_SHORT if rows.longest <= OWN_SHORT else most)  # a border more: a row fills up
+    size = Size(most, _up(borders, ROWS) + 1, lent, SHORT_ROWS if rows.longest <= SHORT_ROWS else most)  # a border more: a row fills up
     more, further = (0, size.tokens - tokens), (0, size.borders - borders)
     filled = {
         "input_ids": functional.pad(input_ids, more),

@@ -7,12 +7,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ltune.models.adapters import LoRA
-from ltune.models.fast import ahead, gate_lowrank, lowrank_backward
+from ltune.models.fast import ahead, gate_lowrank, grouped_attention, launch, lowrank_backward
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
+from ltune.models.fast.rotary import Turn
+from ltune.models.fast.tiles import Lent, Rows
 from ltune.models.outline import outline
 from ltune.models.quantize import NF4
+
+ADA, HOPPER = GPUTarget("cuda", 89, 32), GPUTarget("cuda", 90, 32)
 
 
 @pytest.mark.parametrize("ranks", [16, 32, 64])
@@ -37,15 +41,31 @@ def shared_memory(kernel, constants, options, wide):
     kinds = {name: "*fp32" if name in wide else "*bf16" if name in pointers else "i32" for name in kernel.arg_names}
     kinds |= dict.fromkeys(constants, "constexpr")
     aligned = [name for name in kernel.arg_names if name not in {*constants, "tokens", "share"}]
-    return for_hopper(kernel, kinds, constants, aligned, options).metadata.shared
+    return compiled_for(HOPPER, kernel, kinds, constants, aligned, options).metadata.shared
 
 
-def for_hopper(kernel, kinds, values, aligned, options):
+def compiled_for(target, kernel, kinds, values, aligned, options):
     """Compiled; ``values`` has at least those of the constants, ``aligned`` names what is a multiple of 16."""
     places = {name: (number,) for number, name in enumerate(kernel.arg_names)}
     constants = {places[name]: values[name] for name, kind in kinds.items() if kind == "constexpr"}
     source = ASTSource(kernel, kinds, constants, {places[name]: [["tt.divisibility", 16]] for name in aligned})
-    return compiled(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return compiled(source, target=target, options=options)
+
+
+@pytest.mark.parametrize(("width", "longest"), [(128, grouped_attention.SHORT), (128, 4096), (256, 4096)])
+def test_attention_fits_on_cards_for_games_too(width, longest):
+    """It asks for less shared memory than they have, and than Hopper has."""
+    q, k, v, do, o = (torch.empty(8192, heads, width, dtype=torch.bfloat16, device="meta") for heads in (32, 8, 8, 32, 32))
+    places = torch.empty(9, dtype=torch.int32, device="meta")
+    rows = Rows(places, longest, Lent(places, places, places, 512))
+    turn = Turn(*torch.empty(2, 8192, width // 2, dtype=torch.bfloat16, device="meta"))
+    with launch.noted() as launches:
+        _, lse = grouped_attention.attend_grouped(q, k, v, rows, 0.1, None)
+        grouped_attention.attend_grouped_backward(do, q, k, v, o, lse, rows, 0.1, None, turn, False)
+    assert len(launches) == 5
+    for one in launches:
+        assert as_launched(one, ADA).metadata.shared <= 99 * 1024, one.kernel.__name__
+        assert as_launched(one, HOPPER).metadata.shared <= 227 * 1024, one.kernel.__name__
 
 
 def test_every_kernel_of_a_step_compiles_for_hopper():
@@ -56,11 +76,16 @@ def test_every_kernel_of_a_step_compiles_for_hopper():
         ("_forward", False),
     }
     for one in launches:
-        named = dict(zip(one.kernel.arg_names, one.arguments, strict=False)) | one.options
-        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
-        kinds = {param.name: kind_of(param, named[param.name]) for param in one.kernel.params}
-        aligned = [name for name, kind in kinds.items() if kind.startswith("*")]
-        for_hopper(one.kernel, kinds, named, aligned, options)
+        as_launched(one, HOPPER)
+
+
+def as_launched(one, target):
+    """Compiled for what it was launched with."""
+    named = dict(zip(one.kernel.arg_names, one.arguments, strict=False)) | one.options
+    options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+    kinds = {param.name: kind_of(param, named[param.name]) for param in one.kernel.params}
+    aligned = [name for name, kind in kinds.items() if kind.startswith("*") or (kind == "i32" and "stride" in name)]
+    return compiled_for(target, one.kernel, kinds, named, aligned, options)
 
 
 def kind_of(param, value):

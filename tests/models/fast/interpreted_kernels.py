@@ -6,8 +6,9 @@ import numpy
 import pytest
 import torch
 
-from ltune.models.fast import attention, gate, gate_lowrank, launch, loss, lowrank_backward, norm, rotary
+from ltune.models.fast import attention, gate, gate_lowrank, grouped_attention, launch, loss, lowrank_backward, norm, rotary
 from ltune.models.fast.room import has_room, room, roomy
+from ltune.models.fast.tiles import Lent, Rows
 
 HALF, FULL = torch.float16, torch.float32  # the interpreter cannot multiply bfloat16
 LENGTHS = (37, 0, 1, 70, 0, 0, 5)
@@ -16,11 +17,11 @@ LENGTHS = (37, 0, 1, 70, 0, 0, 5)
 @contextmanager
 def kernels():
     """Within it work on the CPU goes to the kernels."""
-    launch.INTERPRETED = attention.OWN = True
+    launch.INTERPRETED = True
     try:
         yield
     finally:
-        launch.INTERPRETED = attention.OWN = False
+        launch.INTERPRETED = False
 
 
 def both(function, *arguments):
@@ -52,7 +53,7 @@ def attended(lengths, heads, key_heads, width, window, dtype, lent=None, rotated
     torch.manual_seed(7)
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     angle = torch.randn(sum(lengths), int(width * rotated) // 2)
-    rows, scale = attention.Rows(starts, max(lengths), lent), width**-0.5
+    rows, scale = Rows(starts, max(lengths), lent), width**-0.5
     buffer = torch.randn(sum(lengths), heads + 2 * key_heads, width).to(dtype)
     split = buffer.split([heads, key_heads, key_heads], 1)
     do = torch.randn(sum(lengths), heads, width).to(dtype)
@@ -81,8 +82,9 @@ def test_attention(heads, key_heads, width, window, dtype, rotated, room):
         assert_near(one, other, dtype)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_attention_of_any_rows(seed):
+@pytest.mark.parametrize("seed", range(4))
+def test_attention_of_any_rows(monkeypatch, seed):
+    monkeypatch.setattr(grouped_attention, "SHORT", 10 * seed)  # rows are cut up as longer ones are
     draw = numpy.random.default_rng(seed)
     lengths = tuple(int(length) for length in draw.choice([0, 1, *draw.integers(1, 200, 3)], 4)) + (3,)
     key_heads, group = int(draw.integers(1, 3)), int(draw.integers(1, 6))
@@ -108,7 +110,7 @@ def test_attention_to_lent_tokens(heads, key_heads, width, window, dtype):
     borrowed = torch.tensor([0, 0, 5, 10, 15, 15, 15, 85, 155, 155, 155, 155], dtype=torch.int32)
     lenders = torch.tensor([0, 0, 0, 0, 0, 0, 62, 62, 0, 0, 0, 0], dtype=torch.int32)
     borrowers = torch.tensor([0, 3, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0], dtype=torch.int32)
-    lent = attention.Lent(lenders, borrowed, borrowers, 160)
+    lent = Lent(lenders, borrowed, borrowers, 160)
     found, expected = both(attended, lengths, heads, key_heads, width, window, dtype, lent)
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, dtype)

@@ -9,11 +9,11 @@ from ltune.generation.continuous import answer_all
 from ltune.generation.engine import generate
 from ltune.generation.sampling import Sampling
 from ltune.models.fast import cache
-from ltune.models.fast.attention import Rows
 from ltune.models.fast.cache import Places, attend_newest
 from ltune.models.fast.decode import FastDecoder, decoder_of
 from ltune.models.fast.graphs import filled_up, rounded_up
 from ltune.models.fast.model import FastModel
+from ltune.models.fast.tiles import Rows
 
 SMALL = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ltune.models.fast.attention import Rows
 from ltune.models.fast.choice import least
 from ltune.models.fast.layer import Context, Keep
 from ltune.models.fast.memory import Setting, Shape, activations, need, needed, of_head
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.offload import Shelf
 from ltune.models.fast.stack import run
+from ltune.models.fast.tiles import Rows
 
 GIB = 2**30
 # Llama-3-8B in 4 bits, LoRA of rank 8 on all linear layers

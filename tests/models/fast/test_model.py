@@ -12,11 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltune.data.collate import collate
 from ltune.data.rows import IGNORE, Sequence
-from ltune.models.fast.attention import Rows
+from ltune.models.fast import attention, filled
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
+from ltune.models.fast.read import Unsuited
 from ltune.models.fast.room import roomy
+from ltune.models.fast.tiles import Rows
 from ltune.objectives.policy import Policy
 
 SMALL = {
@@ -127,6 +129,34 @@ def test_the_last_layers_can_keep_everything(family, adapter, kept_layers):
     assert_same(model, causal, fast)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("keep", [Keep.ALL, Keep.NOTHING])
+def test_a_long_row_by_itself_is_filled_up_and_computes_the_same(monkeypatch, family, keep):
+    monkeypatch.setattr(attention, "LONG", 64)
+    monkeypatch.setattr(filled, "SHARE", 4)
+    monkeypatch.setitem(globals(), "LENGTHS", (99,))
+    model, causal = build(family)
+    fast = FastModel(causal, torch.float32)
+    fast.keep = keep
+    sizes = []
+    monkeypatch.setattr(fast, "_layers", lambda *arguments, layers=fast._layers: sizes.append(len(arguments[0])) or layers(*arguments))
+    assert_same(model, causal, fast)
+    assert sizes == [112]
+
+
+def test_long_rows_are_filled_up_to_few_lengths():
+    found = {}
+    for tokens in (*range(4096, 16385, 5), 131072, 131073):
+        ids, positions, rows = filled.lengthened(torch.arange(tokens), torch.arange(tokens))
+        assert len(ids) == len(positions) == rows.longest
+        assert rows.starts.tolist() == [0, rows.longest]
+        assert 0 <= rows.longest - tokens < tokens / filled.SHARE
+        assert torch.equal(ids[:tokens], torch.arange(tokens))
+        found[tokens] = rows.longest
+    assert len(set(found.values())) <= 2 * filled.SHARE + 3
+    assert (found[4096], found[131072]) == (4096, 131072)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inputs_are_kept_only_where_norms_do_not_tell_them(family):
     model, causal = build(family)
@@ -231,6 +261,12 @@ def test_what_a_young_adapter_adds_is_not_less_than_the_residual_stream_is_round
         y, _ = projection.forward(roomy(*x.shape, x).copy_(x) if held else x, weight, add=stream)
         found = y.double() - stream.double() - x.double() @ weight.double().mT
         assert (found * added).sum() / added.square().sum() == pytest.approx(1, abs=0.25)
+
+
+def test_heads_that_no_kernel_serves_are_left_to_transformers(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "wide", {"model_type": "llama", "head_dim": 264})
+    with pytest.raises(Unsuited, match="heads of 264 dimensions; up to 256 are served"):
+        FastModel(build("wide")[1], torch.float32)
 
 
 def test_without_gradient_nothing_is_kept():

@@ -1,8 +1,8 @@
-"""Attention's kernels for short rows, where FlashAttention's large tiles mostly lie beyond a row's end or above its diagonal.
+"""Attention's kernels for rows that lie end to end, with the same bits each time.
 
 A program takes a tile of a row's tokens for one key head, and all query heads that share this key head: ``packed`` queries, which are
-tokens x heads of the group. So keys and values are read once for a group, and their gradients are added up over it inside a program:
-no atomics, the same bits each time. With s = scale q k^T in base 2 (https://arxiv.org/abs/2307.08691):
+tokens x heads of the group. So keys and values are read once for a group, their gradients are added up over it inside a program, without
+atomics, and tiles are small, so that little of them lies beyond a short row's end or above its diagonal. With s = scale q k^T in base 2 (https://arxiv.org/abs/2307.08691):
 
     o = p v,  p = exp(s - lse);     dv = p^T do,  ds = p (do v^T - delta),  dq = scale ds k,  dk = scale ds^T q,  delta = sum(do o)
 
@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ltune.errors import UsageError
 from ltune.models.fast.launch import aside, launch, tl, triton
 from ltune.models.fast.lent_attention import add_up, borrowers_backward
 from ltune.models.fast.room import roomy
@@ -23,6 +24,7 @@ from ltune.models.fast.tiles import (
     ALL,
     LOG2E,
     Lent,
+    Rows,
     Sizes,
     grid,
     load,
@@ -34,54 +36,56 @@ from ltune.models.fast.tiles import (
     turned_back,
 )
 
-# For heads of up to 128 dimensions, the quickest of seven on an H200 (rows of 40 to 400 tokens), and of up to 256 (not measured). As
-# compiled for such a card they spill few registers or none, leave room for two or three programs beside each other on a processor up to
-# 128 dimensions, and want at most 96 KiB of shared memory.
-FORWARD = (Sizes(64, 32, 4, 3), Sizes(64, 32, 4, 2))
-QUERIES = (Sizes(64, 32, 4, 2), Sizes(64, 32, 4, 1))  # the gradient of q
-KEYS = (Sizes(32, 64, 4, 3), Sizes(32, 32, 4, 1))  # those of k and v
+# For heads of up to 128 dimensions, among short rows the quickest of seven on an H200 (rows of 40 to 400 tokens), among others of five
+# (2,048 to 32,768 tokens); for heads of up to 256. As compiled for such a card they spill few registers or none, and leave room for two or
+# three programs beside each other on a processor up to 128 dimensions; for cards with 99 KiB of shared memory they want at most 96.
+FORWARD = (Sizes(64, 32, 4, 3), Sizes(64, 64, 4, 3), Sizes(64, 32, 4, 2))
+QUERIES = (Sizes(64, 32, 4, 2), Sizes(64, 64, 4, 2), Sizes(64, 32, 4, 1))  # the gradient of q
+KEYS = (Sizes(32, 64, 4, 3), Sizes(32, 64, 4, 3), Sizes(32, 32, 4, 1))  # those of k and v
+SHORT = 1024  # tokens; batches with a longer row are cut up otherwise
 WIDEST = 256
 
 
-def attend_short(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, scale: float, window: int | None, lent: Lent | None = None, room: bool = False
+def attend_grouped(
+    q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None, room: bool = False
 ) -> tuple[Tensor, Tensor]:
     """o (T, H, D), and lse (H, T) float32.
 
     Args:
         q: (T, H, D); k and v: (T, K, D), H a multiple of K, D at most WIDEST. The last two dimensions are dense.
-        starts: (rows + 1,) int32: where each row begins, the first at 0, and T. Rows may be empty.
+        rows: Where they lie, the first at 0. Rows may be empty.
         scale: Of the scores.
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
-        lent: What rows see beside their own.
         room: Whether there is to be room behind the rows of o.
+
+    Raises:
+        UsageError: A row is too long for numbers of 32 bits to tell its places.
     """
     tokens, heads, width = q.shape
+    _require_places(rows.longest, q)
     o = (roomy(tokens, heads * width, q) if room else q.new_empty(tokens, heads * width)).view(tokens, heads, width)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
-    group, sizes = heads // k.shape[1], FORWARD[width > 128]
-    tile, shape = shape_of(group, width, sizes)
+    tile, shape = shape_of(heads // k.shape[1], width, _fitting(FORWARD, width, rows.longest))
     launch(
-        _forward, grid(tokens, starts, tile, k),
-        q, k, v, o, lse, starts, *seen_beside(lent), q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens, len(starts) - 1,
-        scale * LOG2E, window or ALL, lent is not None, **shape,
+        _forward, grid(tokens, rows.starts, tile, k),
+        q, k, v, o, lse, rows.starts, *seen_beside(rows.lent), q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens,
+        len(rows.starts) - 1, scale * LOG2E, window or ALL, rows.lent is not None, **shape,
     )  # fmt: skip
     return o, lse
 
 
-def attend_short_backward(
+def attend_grouped_backward(
     do: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     o: Tensor,
     lse: Tensor,
-    starts: Tensor,
+    rows: Rows,
     scale: float,
     window: int | None,
     turn: Turn,
     room: bool,
-    lent: Lent | None = None,
 ) -> Tensor:
     """The gradients of q, k and v side by side, (T, H + 2 K, D), those of q and k turned back.
 
@@ -90,19 +94,19 @@ def attend_short_backward(
         o: From the forward, as is lse; the rest is as it was there.
         turn: By how much q and k were rotated.
         room: Whether there is to be room behind the gradients' rows (room.py).
-    """  # fmt: skip
+    """
     tokens, heads, width = q.shape
-    do, key_heads = do.contiguous(), k.shape[1]
+    do, key_heads, starts, lent = do.contiguous(), k.shape[1], rows.starts, rows.lent
     size = (heads + 2 * key_heads) * width
     gradients = (roomy(tokens, size, q) if room else q.new_empty(tokens, size)).view(tokens, -1, width)
     dq, dk, dv = gradients.split([heads, key_heads, key_heads], 1)
     delta = torch.empty_like(lse)  # written with dq, read for dk and dv
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
     rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
-    tile, shape = shape_of(heads // key_heads, width, QUERIES[width > 128])
+    tile, shape = shape_of(heads // key_heads, width, _fitting(QUERIES, width, rows.longest))
     at = grid(tokens, starts, tile, k)
     launch(_backward_queries, at, do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent is not None, **shape)
-    sizes = KEYS[width > 128]
+    sizes = _fitting(KEYS, width, rows.longest)
     tile, shape = shape_of(heads // key_heads, width, sizes)
     keys = partial(launch, _backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
     if lent is None:
@@ -114,6 +118,17 @@ def attend_short_backward(
     until_done()
     add_up(dk, dv, *of_borrowers, lent)
     return gradients
+
+
+def _fitting(sizes: tuple[Sizes, Sizes, Sizes], width: int, longest: int) -> Sizes:
+    short, long, wide = sizes
+    return wide if width > 128 else long if longest > SHORT else short
+
+
+def _require_places(longest: int, q: Tensor) -> None:
+    most = (2**31 - 1) // q.stride(0)
+    if longest > most:
+        raise UsageError(f"a row of {longest:,} tokens: attention serves up to {most:,}, of this model.\nLower data.max_length.")
 
 
 def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
