@@ -42,6 +42,7 @@ class Case:
     long: int | None = None  # tokens of its rows, made for it
     rows: int = 1  # of so many tokens, a step
     uneven: bool = False  # rows of six to nine tenths of that, hardly one as long as another
+    pairs: bool = False  # these are prompts, each with two answers of a few hundred tokens
     small: bool = False  # a random 1B model instead
     full: bool = False  # all weights are trained: the products of the weights' gradients count too
     packed: bool = False  # averages in which an epoch ends, which writes a checkpoint, or with its short step in them are left out
@@ -61,6 +62,7 @@ CASES = {
     "128k": Case(W1, steps=2, warm_up=1, long=131072, every=1),
     "4 x 8k": Case(W1, steps=20, warm_up=5, long=8192, rows=4),
     "8k uneven": Case(W1, steps=100, warm_up=60, long=8192, uneven=True),
+    "DPO 8k": Case([*W1, "--model.objective", "DPO"], steps=20, warm_up=5, long=8192, uneven=True, pairs=True, every=1),
     "1B LoRA": Case([*W2, *NO_LORA_PLUS], steps=60, small=True, packed=True),
     "1B full": Case(FULL, steps=60, small=True, full=True, packed=True),
 }
@@ -170,7 +172,7 @@ def ours(name: str, case: Case, limits: Limits, arguments: argparse.Namespace) -
         tokens=tokens,
         gib=max(line["train/peak_memory_gib"] for line in lines),
         seconds=seconds,
-        floor_ms=limits.floor_ms(case, tokens),
+        floor_ms=None if case.pairs else limits.floor_ms(case, tokens),
         losses=[line["train/loss"] for line in lines],
     )
 
@@ -189,13 +191,16 @@ def long_rows(case: Case, tokens: int, arguments: argparse.Namespace) -> list[st
     """Options for rows of so many tokens each: one long text, cut into blocks; uneven ones are answers."""
     source = arguments.data / "c4_demo.jsonl"
     text = "\n".join(json.loads(line)["text"] for line in source.read_text(encoding="utf-8").splitlines())
-    file = arguments.out / f"long-{tokens}{'-uneven' if case.uneven else ''}.jsonl"
+    file = arguments.out / f"long-{tokens}{'-uneven' * case.uneven}{'-pairs' * case.pairs}.jsonl"
     options = ["--data.datasets", f"[{file}]", "--data.max_length", str(tokens), "--data.batch_size", str(case.rows)]
     options += ["--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "20"]
     if case.uneven:
         lengths = range(5 * tokens // 2, 7 * tokens // 2, tokens // 320)  # characters, about 4 a token
-        lines = [json.dumps({"instruction": "Go on.", "output": (text * 2)[101 * n :][:length]}) for n, length in enumerate(lengths)]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        texts = [(text * 2)[101 * n :][:length] for n, length in enumerate(lengths)]
+        rows = [{"instruction": "Go on.", "output": one} for one in texts]
+        if case.pairs:
+            rows = [{"instruction": one[3000:], "chosen": one[:1500], "rejected": one[1500:3000]} for one in texts]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return options
     file.write_text(json.dumps({"text": text * (1 + 20 * case.rows * tokens // len(text))}) + "\n", encoding="utf-8")
     return [*options, "--model.objective", "Pretrain", "--data.template", "null"]

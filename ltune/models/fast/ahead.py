@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.build import ROWS
-from ltune.models.fast.grouped_attention import SHORT as SHORT_ROWS
 from ltune.models.fast.launch import Launch, noted
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel, NormStep
+from ltune.models.fast.tiles import SHORT as SHORT_ROWS
 from ltune.models.fast.tiles import Lent, Rows
 from ltune.models.fast.training_graphs import LENT, SHORT
 from ltune.models.outline import Outline

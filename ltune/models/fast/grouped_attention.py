@@ -2,7 +2,8 @@
 
 A program takes a tile of a row's tokens for one key head, and all query heads that share this key head: ``packed`` queries, which are
 tokens x heads of the group. So keys and values are read once for a group, their gradients are added up over it inside a program, without
-atomics, and tiles are small, so that little of them lies beyond a short row's end or above its diagonal. With s = scale q k^T in base 2 (https://arxiv.org/abs/2307.08691):
+atomics, and tiles are small: little of them lies beyond a short row's end or above its diagonal. With s = scale q k^T in base 2
+(https://arxiv.org/abs/2307.08691):
 
     o = p v,  p = exp(s - lse);     dv = p^T do,  ds = p (do v^T - delta),  dq = scale ds k,  dk = scale ds^T q,  delta = sum(do o)
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ltune.errors import UsageError
 from ltune.models.fast.launch import aside, launch, tl, triton
 from ltune.models.fast.lent_attention import add_up, borrowers_backward
-from ltune.models.fast.room import roomy
+from ltune.models.fast.room import ROOM, roomy
 from ltune.models.fast.rotary import Turn
 from ltune.models.fast.tiles import (
     ALL,
@@ -26,6 +27,7 @@ from ltune.models.fast.tiles import (
     Lent,
     Rows,
     Sizes,
+    fitting,
     grid,
     load,
     place_of,
@@ -42,7 +44,6 @@ from ltune.models.fast.tiles import (
 FORWARD = (Sizes(64, 32, 4, 3), Sizes(64, 64, 4, 3), Sizes(64, 32, 4, 2))
 QUERIES = (Sizes(64, 32, 4, 2), Sizes(64, 64, 4, 2), Sizes(64, 32, 4, 1))  # the gradient of q
 KEYS = (Sizes(32, 64, 4, 3), Sizes(32, 64, 4, 3), Sizes(32, 32, 4, 1))  # those of k and v
-SHORT = 1024  # tokens; batches with a longer row are cut up otherwise
 WIDEST = 256
 
 
@@ -65,7 +66,7 @@ def attend_grouped(
     _require_places(rows.longest, q)
     o = (roomy(tokens, heads * width, q) if room else q.new_empty(tokens, heads * width)).view(tokens, heads, width)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
-    tile, shape = shape_of(heads // k.shape[1], width, _fitting(FORWARD, width, rows.longest))
+    tile, shape = shape_of(heads // k.shape[1], width, fitting(FORWARD, width, rows.longest))
     launch(
         _forward, grid(tokens, rows.starts, tile, k),
         q, k, v, o, lse, rows.starts, *seen_beside(rows.lent), q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens,
@@ -103,10 +104,10 @@ def attend_grouped_backward(
     delta = torch.empty_like(lse)  # written with dq, read for dk and dv
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
     rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
-    tile, shape = shape_of(heads // key_heads, width, _fitting(QUERIES, width, rows.longest))
+    tile, shape = shape_of(heads // key_heads, width, fitting(QUERIES, width, rows.longest))
     at = grid(tokens, starts, tile, k)
     launch(_backward_queries, at, do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent is not None, **shape)
-    sizes = _fitting(KEYS, width, rows.longest)
+    sizes = fitting(KEYS, width, rows.longest)
     tile, shape = shape_of(heads // key_heads, width, sizes)
     keys = partial(launch, _backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
     if lent is None:
@@ -120,15 +121,10 @@ def attend_grouped_backward(
     return gradients
 
 
-def _fitting(sizes: tuple[Sizes, Sizes, Sizes], width: int, longest: int) -> Sizes:
-    short, long, wide = sizes
-    return wide if width > 128 else long if longest > SHORT else short
-
-
 def _require_places(longest: int, q: Tensor) -> None:
-    most = (2**31 - 1) // q.stride(0)
+    most = (2**31 - 1) // (q.stride(0) + ROOM)
     if longest > most:
-        raise UsageError(f"a row of {longest:,} tokens: attention serves up to {most:,}, of this model.\nLower data.max_length.")
+        raise UsageError(f"a row of {longest:,} tokens: with this model's heads, attention serves up to {most:,}.\nLower data.max_length.")
 
 
 def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:

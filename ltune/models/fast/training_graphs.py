@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltune.models.fast.grouped_attention import SHORT as SHORT_ROWS
 from ltune.models.fast.projection import Gradients
+from ltune.models.fast.tiles import SHORT as SHORT_ROWS
 from ltune.models.fast.tiles import Lent, Rows
 
 BUCKET = 64  # tokens, of a step that is captured

@@ -12,7 +12,7 @@ from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.tiles import Lent, Rows
+from ltune.models.fast.tiles import SHORT, Lent, Rows
 from ltune.models.outline import outline
 from ltune.models.quantize import NF4
 
@@ -52,9 +52,9 @@ def compiled_for(target, kernel, kinds, values, aligned, options):
     return compiled(source, target=target, options=options)
 
 
-@pytest.mark.parametrize(("width", "longest"), [(128, grouped_attention.SHORT), (128, 4096), (256, 4096)])
+@pytest.mark.parametrize(("width", "longest"), [(128, SHORT), (128, 4096), (256, 4096)])
 def test_attention_fits_on_cards_for_games_too(width, longest):
-    """It asks for less shared memory than they have, and than Hopper has."""
+    """It asks for less shared memory than they have."""
     q, k, v, do, o = (torch.empty(8192, heads, width, dtype=torch.bfloat16, device="meta") for heads in (32, 8, 8, 32, 32))
     places = torch.empty(9, dtype=torch.int32, device="meta")
     rows = Rows(places, longest, Lent(places, places, places, 512))
@@ -65,7 +65,6 @@ def test_attention_fits_on_cards_for_games_too(width, longest):
     assert len(launches) == 5
     for one in launches:
         assert as_launched(one, ADA).metadata.shared <= 99 * 1024, one.kernel.__name__
-        assert as_launched(one, HOPPER).metadata.shared <= 227 * 1024, one.kernel.__name__
 
 
 def test_every_kernel_of_a_step_compiles_for_hopper():

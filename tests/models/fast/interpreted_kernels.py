@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from ltune.models.fast import attention, gate, gate_lowrank, grouped_attention, launch, loss, lowrank_backward, norm, rotary
+from ltune.models.fast import attention, gate, gate_lowrank, launch, loss, lowrank_backward, norm, rotary, tiles
 from ltune.models.fast.room import has_room, room, roomy
 from ltune.models.fast.tiles import Lent, Rows
 
@@ -84,7 +84,7 @@ def test_attention(heads, key_heads, width, window, dtype, rotated, room):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_attention_of_any_rows(monkeypatch, seed):
-    monkeypatch.setattr(grouped_attention, "SHORT", 10 * seed)  # rows are cut up as longer ones are
+    monkeypatch.setattr(tiles, "SHORT", 10 * seed)  # rows are cut up as longer ones are
     draw = numpy.random.default_rng(seed)
     lengths = tuple(int(length) for length in draw.choice([0, 1, *draw.integers(1, 200, 3)], 4)) + (3,)
     key_heads, group = int(draw.integers(1, 3)), int(draw.integers(1, 6))
