@@ -92,11 +92,12 @@ def attend_grouped_backward(
 
     Args:
         do: (T, H, D).
-        o: From the forward, as is lse; the rest is as it was there.
+        o: From the forward, as is lse; the rest is as it was there, the error too.
         turn: By how much q and k were rotated.
         room: Whether there is to be room behind the gradients' rows (room.py).
     """
     tokens, heads, width = q.shape
+    _require_places(rows.longest, q)
     do, key_heads, starts, lent = do.contiguous(), k.shape[1], rows.starts, rows.lent
     size = (heads + 2 * key_heads) * width
     gradients = (roomy(tokens, size, q) if room else q.new_empty(tokens, size)).view(tokens, -1, width)

@@ -6,7 +6,8 @@ import numpy
 import pytest
 import torch
 
-from ltune.models.fast import attention, gate, gate_lowrank, launch, loss, lowrank_backward, norm, rotary, tiles
+from ltune.errors import UsageError
+from ltune.models.fast import attention, gate, gate_lowrank, grouped_attention, launch, loss, lowrank_backward, norm, rotary, tiles
 from ltune.models.fast.room import has_room, room, roomy
 from ltune.models.fast.tiles import Lent, Rows
 
@@ -98,6 +99,15 @@ def test_many_rows_find_their_places():
     found, expected = both(attended, (1, *[0] * 63, 3, 0, 2), 2, 1, 16, None, FULL)  # more than are looked through at once
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, FULL)
+
+
+def test_a_row_whose_places_32_bits_cannot_tell_is_refused():
+    q, k, v = torch.empty(400_000, 48, 128, device="meta").split([32, 8, 8], 1)
+    rows = Rows(torch.tensor([0, 400_000], dtype=torch.int32), 400_000)
+    with pytest.raises(UsageError, match="a row of 400,000 tokens: .* up to 345,921"):
+        grouped_attention.attend_grouped(q, k, v, rows, 1.0, None)
+    with pytest.raises(UsageError, match="a row of 400,000 tokens"):
+        grouped_attention.attend_grouped_backward(q, q, k, v, q, q[..., 0], rows, 1.0, None, rotary.Turn(q, q), False)
 
 
 @pytest.mark.parametrize(
