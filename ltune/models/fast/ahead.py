@@ -19,13 +19,12 @@ from ltune.models.fast.build import ROWS
 from ltune.models.fast.launch import Launch, noted
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel, NormStep
-from ltune.models.fast.tiles import SHORT as SHORT_ROWS
 from ltune.models.fast.tiles import Lent, Rows
 from ltune.models.fast.training_graphs import LENT, SHORT
 from ltune.models.outline import Outline
 
 WORKERS = min(8, os.cpu_count() or 1)
-LONGEST = 512  # tokens of the rows of a foreseen step; with as many as SHORT_ROWS or fewer it takes the same kernels
+LONGEST = 512  # tokens of the rows of a foreseen step; those of all batches of short rows (tiles.py) take the same kernels
 MANY = 16 * LENT  # borrowed tokens, of few rows
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def _step(fast: FastModel, tokens: int, borrowed: int) -> None:
 def _outputs(fast: FastModel, tokens: int, count: int, borrowed: int = 0, at: Tensor | None = None) -> Tensor:
     places = _numbers(count + 1, torch.int32)
     lent = Lent(places, places, places, borrowed) if borrowed else None
-    return fast.layers_output(_numbers(tokens), _numbers(tokens), Rows(places, min(tokens, LONGEST, SHORT_ROWS), lent), at)
+    return fast.layers_output(_numbers(tokens), _numbers(tokens), Rows(places, min(tokens, LONGEST), lent), at)
 
 
 def _numbers(count: int, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -9,7 +9,7 @@ from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
 
 ALL = 2**30  # the window of a token that sees all before it
 LOG2E = 1.4426950408889634
-SHORT = 1024  # tokens; batches with a longer row are cut up otherwise
+SHORT_ROWS = 1024  # tokens; batches with a longer row are cut up otherwise
 
 
 class Lent(NamedTuple):
@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
 def fitting(sizes: tuple[Sizes, Sizes, Sizes], width: int, longest: int) -> Sizes:
     """Of those for short rows, for others, and for heads of more than 128 dimensions."""
     short, long, wide = sizes
-    return wide if width > 128 else long if longest > SHORT else short
+    return wide if width > 128 else long if longest > SHORT_ROWS else short
 
 
 def shape_of(group: int, width: int, sizes: Sizes) -> tuple[int, dict[str, Any]]:

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ltune.models.fast.projection import Gradients
-from ltune.models.fast.tiles import SHORT as SHORT_ROWS
-from ltune.models.fast.tiles import Lent, Rows
+from ltune.models.fast.tiles import SHORT_ROWS, Lent, Rows
 
 BUCKET = 64  # tokens, of a step that is captured
 STEP = 32  # tokens, of others: with fewer shapes, the libraries' kernels are found and loaded once, and memory is used again as it is

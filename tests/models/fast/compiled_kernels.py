@@ -12,7 +12,7 @@ from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.tiles import SHORT, Lent, Rows
+from ltune.models.fast.tiles import SHORT_ROWS, Lent, Rows
 from ltune.models.outline import outline
 from ltune.models.quantize import NF4
 
@@ -57,7 +57,7 @@ def test_attention_fits_on_cards_for_games_too(width):
     """It asks for less shared memory than they have, and for more than short rows do."""
     q, k, v, do, o = (torch.empty(8192, heads, width, dtype=torch.bfloat16, device="meta") for heads in (32, 8, 8, 32, 32))
     places = torch.empty(9, dtype=torch.int32, device="meta")
-    rows = Rows(places, 2 * SHORT, Lent(places, places, places, 512))
+    rows = Rows(places, 2 * SHORT_ROWS, Lent(places, places, places, 512))
     turn = Turn(*torch.empty(2, 8192, width // 2, dtype=torch.bfloat16, device="meta"))
     with launch.noted() as launches:
         _, lse = grouped_attention.attend_grouped(q, k, v, rows, 0.1, None)

@@ -85,7 +85,7 @@ def test_attention(heads, key_heads, width, window, dtype, rotated, room):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_attention_of_any_rows(monkeypatch, seed):
-    monkeypatch.setattr(tiles, "SHORT", 10 * seed)  # rows are cut up as longer ones are
+    monkeypatch.setattr(tiles, "SHORT_ROWS", 10 * seed)  # rows are cut up as longer ones are
     draw = numpy.random.default_rng(seed)
     lengths = tuple(int(length) for length in draw.choice([0, 1, *draw.integers(1, 200, 3)], 4)) + (3,)
     key_heads, group = int(draw.integers(1, 3)), int(draw.integers(1, 6))
