@@ -30,7 +30,7 @@ class Batch:
     predict_at: Any  # (N,): where, in the flattened input, the token before a trained one stands
     targets: Any  # (N,): the trained tokens
     starts: Any  # (S + 1,) int32: where each sequence begins, laid end to end, and where the last one ends
-    longest: int  # tokens of the longest sequence
+    lengths: tuple[int, ...]  # tokens of each sequence
     tokens: int  # without padding
     window_tokens: float  # trained tokens in the whole optimizer step, each by its weight: all micro-batches, all ranks
     window_rows: int  # rows in it
@@ -43,6 +43,11 @@ class Batch:
     def flat(self) -> bool:
         """Whether the rows lie end to end."""
         return self.attention_mask is None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
 
     @property
     def owner(self) -> Tensor:
@@ -172,7 +177,7 @@ def collate(
     targets = labels[trained]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = sum(lengths) if sequences else 0
-    places = predict_at, targets, starts, max(lengths), tokens
+    places = predict_at, targets, starts, tuple(lengths), tokens
     computed = compact(input_ids[0], position_ids[0], starts, predict_at) if flat and once else None
     return Batch(input_ids, position_ids, mask, *places, window_tokens, window_rows, rows, len(sequences), _extras(sequences), computed)
 

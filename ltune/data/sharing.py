@@ -26,6 +26,7 @@ class Compact:
     places: Any  # (4, R + 1) int32; see ``Places``
     predict_at: Any  # (N,): where the tokens before the trained ones stand here
     longest: int  # tokens of the longest sequence, lent ones included
+    lengths: tuple[int, ...]  # of each row, its own tokens
     borrowed: int  # lent tokens, each as often as somebody sees it
 
 
@@ -57,7 +58,8 @@ def compact(input_ids: np.ndarray, position_ids: np.ndarray, starts: np.ndarray,
         return None
     at = np.cumsum(kept)[predict_at] - 1
     places = _places(groups, needed)
-    return Compact(input_ids[kept], position_ids[kept], places, at, int(needed.max()), int(places[2, -1]))
+    own = tuple(np.diff(places[0]).tolist())
+    return Compact(input_ids[kept], position_ids[kept], places, at, int(needed.max()), own, int(places[2, -1]))
 
 
 def _places(groups: list[Group], needed: np.ndarray) -> np.ndarray:

@@ -153,11 +153,11 @@ class Policy:
         assert self.fast is not None
         compact = batch.compact
         if at is not None or compact is None or not self.fast.lends:
-            rows = Rows(batch.starts, batch.longest)
+            rows = Rows(batch.starts, batch.longest, lengths=batch.lengths)
             return batch.input_ids[0], batch.position_ids[0], rows, batch.predict_at if at is None else at
         starts, lenders, borrowed, borrowers = compact.places
         lent = Lent(lenders, borrowed, borrowers, compact.borrowed) if compact.borrowed else None
-        return compact.input_ids, compact.position_ids, Rows(starts, compact.longest, lent), compact.predict_at
+        return compact.input_ids, compact.position_ids, Rows(starts, compact.longest, lent, compact.lengths), compact.predict_at
 
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.

@@ -10,6 +10,7 @@ import torch
 
 from ltune.models.fast import attention, lowrank_backward
 from ltune.models.fast.choice import least
+from ltune.models.fast.cudnn_attention import LONG
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
 from ltune.models.fast.room import ROOM
@@ -164,7 +165,7 @@ def attended(lengths, width, dtype, lent=None, window=None):
     qkv, do = torch.randn(tokens, 12, width).to("cuda", torch.bfloat16).to(dtype), torch.randn(tokens, 8, width).to("cuda", torch.bfloat16)
     starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
     angle = torch.rand(tokens, width // 2, device="cuda")
-    split, rows = qkv.split([8, 2, 2], 1), Rows(starts, max(lengths), lent)
+    split, rows = qkv.split([8, 2, 2], 1), Rows(starts, max(lengths), lent, tuple(lengths))
     saved = attention.attend(*split, rows, width**-0.5, window)
     turn = Turn(angle.cos().to(dtype), angle.sin().to(dtype))
     return saved[0], attention.attend_backward(do.to(dtype), *split, saved, rows, width**-0.5, window, turn)
@@ -184,13 +185,14 @@ def test_long_rows_are_as_near_to_float32_as_rounding(width, window, borrows):
     assert all(torch.equal(one, other) for one, other in zip(found, attended(lengths, width, torch.bfloat16, lent, window), strict=True))
 
 
-def test_gradients_of_a_long_row_are_the_same_bits_where_that_is_asked_for(request):
-    lengths = (2 * attention.LONG,)
-    assert attention.by_cudnn(1, *lengths)
-    quickest = attended(lengths, 64, torch.bfloat16)
+@pytest.mark.parametrize("lengths", [(2 * LONG,), (300, 5, LONG, 5001, 900, LONG + 1)], ids=["alone", "among others"])
+@pytest.mark.parametrize("width", [64, 96, 128])
+def test_gradients_of_long_rows_are_the_same_bits_where_that_is_asked_for(request, lengths, width):
+    quickest, exact = attended(lengths, width, torch.bfloat16), attended(lengths, width, torch.float32)
+    for one, other in zip(quickest, exact, strict=True):
+        assert (one.flatten() - other.flatten()).float().norm() < 0.01 * other.float().norm()
     request.getfixturevalue("deterministic")
-    assert not attention.by_cudnn(1, *lengths)
-    first, second = attended(lengths, 64, torch.bfloat16), attended(lengths, 64, torch.bfloat16)
+    first, second = attended(lengths, width, torch.bfloat16), attended(lengths, width, torch.bfloat16)
     for one, other, quick in zip(first, second, quickest, strict=True):
         assert torch.equal(one, other)
         assert (one - quick).float().norm() < 0.01 * one.float().norm()

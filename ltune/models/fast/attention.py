@@ -2,28 +2,24 @@
 
     o = softmax(scale q k^T) v,   lse = log sum exp (scale q k^T),   no token seeing another row's
 
-cuDNN's kernels where a single long row is all there is (measured: nearly twice as fast as the next), our own for other rows on a GPU
-(grouped_attention.py), the formula elsewhere. All but the gradient by cuDNN give the same bits each time.
+On a GPU cuDNN's kernels for long rows (cudnn_attention.py) and our own for others (grouped_attention.py), the formula elsewhere. All but
+cuDNN's gradient give the same bits each time.
 """
 
-import logging
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ltune.models.fast.cudnn_attention import attend_by_cudnn, attend_by_cudnn_backward, serves
 from ltune.models.fast.grouped_attention import WIDEST, attend_grouped, attend_grouped_backward
 from ltune.models.fast.launch import has_triton, on_gpu
-from ltune.models.fast.rotary import Turn, gather_rotated_back, rotate
+from ltune.models.fast.room import laid_out
+from ltune.models.fast.rotary import Turn, gather_rotated_back
 from ltune.models.fast.tiles import Rows
 
-LONG = 4096  # tokens; from here on cuDNN's kernels are worth it for a single row
-
-log = logging.getLogger(__name__)
-
-Saved = tuple[Tensor, Tensor, Any]  # o (T, H, D), lse (H, T), and what cuDNN's kernel wants back
+Saved = tuple[Tensor, Tensor, Any]  # o (T, H, D), lse (H, T), and what cuDNN's kernels want back; None: they did nothing
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: int | None, room: bool = False) -> Saved:
@@ -34,11 +30,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
         rows: Of the batch.
         scale: Of the scores.
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
-        room: Whether there is to be room behind the rows of o; there is where our own kernels are used.
+        room: Whether there is to be room behind the rows of o; there may be none with a long row by itself, or by the formula.
     """
-    if _alone(q, rows, window):
-        out = torch.ops.aten._scaled_dot_product_cudnn_attention(_batched(q), _batched(k), _batched(v), None, True, 0.0, True, scale=scale)
-        return out[0].transpose(1, 2)[0], out[1][0, :, :, 0], out[2:8]
+    if serves(q, rows, window):
+        return attend_by_cudnn(q, k, v, rows, scale, room)
     if _has_kernels(q):
         return *attend_grouped(q, k, v, rows, scale, window, room), None
     return *_formula(q, k, v, rows, scale, window), None
@@ -57,13 +52,11 @@ def attend_backward(
     """
     o, lse, rest = saved
     if rest is not None and not torch.are_deterministic_algorithms_enabled():
-        return gather_rotated_back(*_gradients_by_cudnn(do, q, k, v, o, lse, rest, scale), *turn, room)
-    if not _has_kernels(q):
-        return gather_rotated_back(*_formula_backward(do, q, k, v, o, lse, rows, scale, window), *turn, room)
-    gradients = attend_grouped_backward(do, q, k, v, o, lse, rows, scale, window, turn, room)
-    if not turn.half(q.shape[2]):
-        rotate(gradients[:, : -v.shape[1]], turn.cos, -turn.sin)
-    return gradients.flatten(1)
+        return attend_by_cudnn_backward(do, q, k, v, saved, rows, scale, turn, room)
+    if _has_kernels(q):
+        return attend_grouped_backward(do, q, k, v, o, lse, rows, scale, window, turn, room)
+    gradients = laid_out(len(q), (q.shape[1] + 2 * k.shape[1]) * q.shape[2], q, room)
+    return gather_rotated_back(*_formula_backward(do, q, k, v, o, lse, rows, scale, window), *turn, gradients)
 
 
 def _has_kernels(q: Tensor) -> bool:
@@ -72,55 +65,6 @@ def _has_kernels(q: Tensor) -> bool:
         return False
     # Triton's interpreter multiplies the bits of bfloat16 as if they were whole numbers
     return q.dtype is not (torch.float32 if on_gpu(q) else torch.bfloat16)
-
-
-# -- a long row by itself -------------------------------------------------------------------------------------------------------------
-
-
-def long_alone(rows: int, longest: int) -> bool:
-    """Whether so many rows are a long one by itself."""
-    return rows == 1 and longest >= LONG
-
-
-def by_cudnn(rows: int, longest: int) -> bool:
-    """Whether the gradient is cuDNN's.
-
-    The last bits of that of the queries differ from one time to the next, even where torch asks for a deterministic kernel (measured
-    with cuDNN 9.19 and torch 2.11), so there it is not.
-    """
-    return long_alone(rows, longest) and not torch.are_deterministic_algorithms_enabled()
-
-
-def _alone(q: Tensor, rows: Rows, window: int | None) -> bool:
-    served = on_gpu(q) and q.dtype is not torch.float32 and q.shape[-1] <= 128 and window is None
-    return served and long_alone(len(rows.starts) - 1, rows.longest)
-
-
-def _gradients_by_cudnn(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, rest: Any, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    _say_that_bits_differ()
-    starts_q, starts_k, longest_q, longest_k, seed, offset = rest
-    gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-        _batched(do), _batched(q), _batched(k), _batched(v), _batched(o), lse[None, :, :, None], seed, offset, None,
-        starts_q, starts_k, longest_q, longest_k, 0.0, True, scale=scale,
-    )  # fmt: skip
-    dq, dk, dv = (gradient.transpose(1, 2)[0] for gradient in gradients)
-    return dq.contiguous(), dk.contiguous(), dv.contiguous()
-
-
-@cache
-def _say_that_bits_differ() -> None:
-    log.info(
-        "a row of %d tokens or more by itself: the quickest attention is used, whose gradients differ in the last bits each time.\n"
-        "Where a resumed run must end in the same bits, set  trainer.deterministic: true  (their attention takes 1.4 times as long).",
-        LONG,
-    )
-
-
-def _batched(heads: Tensor) -> Tensor:
-    """(T, H, D) as (1, H, T, D)."""
-    return heads[None].transpose(1, 2)
 
 
 # -- the formula ----------------------------------------------------------------------------------------------------------------------

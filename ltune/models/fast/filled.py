@@ -16,11 +16,15 @@ def filled(x: Tensor) -> Tensor:
     return functional.pad(x, (0, 0, 0, -len(x) % STEP))
 
 
+def planned(length: int) -> int:
+    """The next of SHARE lengths between two powers of two."""
+    step = max(1, 2 ** ((length - 1).bit_length() - 1) // SHARE)
+    return length + -length % step
+
+
 def lengthened(input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Rows]:
-    """Of one row with tokens behind its own, which do not change these: (T,) each, T one of SHARE lengths between two powers of two."""
-    tokens = len(input_ids)
-    step = max(1, 2 ** ((tokens - 1).bit_length() - 1) // SHARE)
-    longer = tokens + -tokens % step
-    more = (0, longer - tokens)
+    """Of one row with tokens behind its own, which do not change these: (T,) each, T as ``planned``."""
+    longer = planned(len(input_ids))
+    more = (0, longer - len(input_ids))
     starts = longer * torch.arange(2, dtype=torch.int32, device=input_ids.device)
-    return functional.pad(input_ids, more), functional.pad(position_ids, more), Rows(starts, longer)
+    return functional.pad(input_ids, more), functional.pad(position_ids, more), Rows(starts, longer, lengths=(longer,))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ltune.models.fast.launch import has_triton, launch, tl, triton
-from ltune.models.fast.room import roomy
+from ltune.models.fast.room import laid_out, roomy
 
 BLOCK = 1024
 
@@ -20,7 +20,7 @@ def gated(gate_up: Tensor, gelu: bool, room: bool = False) -> Tensor:
         g, u = gate_up.float().chunk(2, -1)
         h = ((functional.gelu(g, approximate="tanh") if gelu else functional.silu(g)) * u).to(gate_up.dtype)
         return roomy(tokens, width, h).copy_(h) if room else h
-    h = roomy(tokens, width, gate_up) if room else gate_up.new_empty(tokens, width)
+    h = laid_out(tokens, width, gate_up, room)
     launch(_gated, (tokens, -(-width // BLOCK)), gate_up, h, width, gate_up.stride(0), h.stride(0), gelu, BLOCK, num_warps=4)
     return h
 

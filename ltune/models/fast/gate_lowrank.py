@@ -14,7 +14,7 @@ from torch import Tensor
 from ltune.models.fast.gate import activation
 from ltune.models.fast.launch import has_triton, launch, on_gpu, shares, tile_of, tl, triton
 from ltune.models.fast.parts import add_parts
-from ltune.models.fast.room import room, roomy
+from ltune.models.fast.room import laid_out, room
 
 MOST = 64  # ranks
 
@@ -52,7 +52,7 @@ def gated_low_rank(gate_up: Tensor, gelu: bool, a: Tensor, with_room: bool = Fal
     sizes = FORWARD
     blocks = -(-tokens // sizes.tokens)
     share, count = shares(width, sizes.columns, blocks, sizes.programs)
-    h = roomy(tokens, width, gate_up) if with_room else gate_up.new_empty(tokens, width)
+    h = laid_out(tokens, width, gate_up, with_room)
     z = gate_up.new_empty(tokens, ranks)
     parts = torch.empty(count, tokens, ranks, dtype=torch.float32, device=h.device)
     launch(

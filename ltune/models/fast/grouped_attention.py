@@ -19,8 +19,8 @@ from torch import Tensor
 from ltune.errors import UsageError
 from ltune.models.fast.launch import aside, launch, tl, triton
 from ltune.models.fast.lent_attention import add_up, borrowers_backward
-from ltune.models.fast.room import ROOM, roomy
-from ltune.models.fast.rotary import Turn
+from ltune.models.fast.room import ROOM, laid_out
+from ltune.models.fast.rotary import Turn, rotate
 from ltune.models.fast.tiles import (
     ALL,
     LOG2E,
@@ -64,7 +64,7 @@ def attend_grouped(
     """
     tokens, heads, width = q.shape
     _require_places(rows.longest, q)
-    o = (roomy(tokens, heads * width, q) if room else q.new_empty(tokens, heads * width)).view(tokens, heads, width)
+    o = laid_out(tokens, heads * width, q, room).view(q.shape)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     tile, shape = shape_of(heads // k.shape[1], width, fitting(FORWARD, width, rows.longest))
     launch(
@@ -88,7 +88,7 @@ def attend_grouped_backward(
     turn: Turn,
     room: bool,
 ) -> Tensor:
-    """The gradients of q, k and v side by side, (T, H + 2 K, D), those of q and k turned back.
+    """The gradients of q, k and v side by side, (T, (H + 2 K) D), those of q and k turned back.
 
     Args:
         do: (T, H, D).
@@ -99,8 +99,8 @@ def attend_grouped_backward(
     tokens, heads, width = q.shape
     _require_places(rows.longest, q)
     do, key_heads, starts, lent = do.contiguous(), k.shape[1], rows.starts, rows.lent
-    size = (heads + 2 * key_heads) * width
-    gradients = (roomy(tokens, size, q) if room else q.new_empty(tokens, size)).view(tokens, -1, width)
+    laid = laid_out(tokens, (heads + 2 * key_heads) * width, q, room)
+    gradients = laid.view(tokens, -1, width)
     dq, dk, dv = gradients.split([heads, key_heads, key_heads], 1)
     delta = torch.empty_like(lse)  # written with dq, read for dk and dv
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
@@ -113,13 +113,15 @@ def attend_grouped_backward(
     keys = partial(launch, _backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
     if lent is None:
         keys()
-        return gradients
-    with aside(q) as until_done:  # few programs, each of which takes long
-        of_borrowers = borrowers_backward(do, q, k, v, lse, delta, starts, lent, scale, window, turn)
-    keys()
-    until_done()
-    add_up(dk, dv, *of_borrowers, lent)
-    return gradients
+    else:
+        with aside(q) as until_done:  # few programs, each of which takes long
+            of_borrowers = borrowers_backward(do, q, k, v, lse, delta, starts, lent, scale, window, turn)
+        keys()
+        until_done()
+        add_up(dk, dv, *of_borrowers, lent)
+    if not turn.half(width):
+        rotate(gradients[:, : heads + key_heads], turn.cos, -turn.sin)
+    return laid
 
 
 def _require_places(longest: int, q: Tensor) -> None:

@@ -6,7 +6,7 @@ step: at the head, in the last layer's backward, where layers begin that compute
 
 from dataclasses import dataclass, replace
 
-from ltune.models.fast.attention import by_cudnn
+from ltune.models.fast.cudnn_attention import by_cudnn
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.loss import BYTES
 from ltune.models.fast.room import ROOM
@@ -78,13 +78,13 @@ def of_layer(shape: Shape, setting: Setting, tokens: int) -> int:
 
 def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> int:
     """What the backward of attention has alive beside what was kept."""
-    rows = max(1, tokens // max(1, longest))
-    sums = grouped = 0
-    if by_cudnn(rows, longest):
-        sums = 4 * (tokens + 128) * shape.attended  # of dq, in float32
-        grouped = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0  # dk and dv of each query head
     gradients = shape.hidden + 2 * shape.attended + (shape.qkv - shape.attended)  # dy, do, dq, dk and dv
-    inside = tokens * (gradients + grouped) * shape.size + sums
+    inside = tokens * gradients * shape.size
+    if by_cudnn(longest):
+        # dk and dv of each query head; and where others are beside it, the row's own gradients, and all its inputs filled up
+        row = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0
+        row += 2 * (shape.qkv + shape.attended) if tokens > longest else 0
+        inside += longest * row * shape.size + 4 * (longest + 128) * shape.attended  # sums of dq, in float32
     outside = (tokens * (gradients + shape.qkv + 2 * shape.hidden) + _dense(shape, setting, shape.qkv * shape.hidden)) * shape.size
     again = 0
     if setting.keep is not Keep.ALL:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast.attention import long_alone
+from ltune.models.fast.cudnn_attention import long_alone
 from ltune.models.fast.filled import lengthened
 from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
@@ -191,10 +191,10 @@ class FastModel:
         if self.change is not None:
             return self._layers(input_ids, position_ids, rows, training, at)
         count = len(input_ids) if at is None else len(at)
-        if graphs is None and long_alone(len(rows.starts) - 1, rows.longest):
+        if graphs is None and long_alone(rows):
             return self._layers(*lengthened(input_ids, position_ids), training, at)[:count]
         size, inputs = padded(input_ids, position_ids, rows, BUCKET if graphs else STEP)
-        filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training
+        filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs, () if graphs else rows.lengths), training
         if graphs is None:
             return self._layers(*filled, at)[:count]
         if graphs.ready(size, inputs):

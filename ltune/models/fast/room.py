@@ -14,6 +14,11 @@ def roomy(rows: int, width: int, like: Tensor) -> Tensor:
     return torch.empty(rows, width + ROOM, dtype=like.dtype, device=like.device)[:, :width]
 
 
+def laid_out(rows: int, width: int, like: Tensor, with_room: bool) -> Tensor:
+    """(rows, width), not yet written, with room where that is asked for."""
+    return roomy(rows, width, like) if with_room else like.new_empty(rows, width)
+
+
 def has_room(x: Tensor) -> bool:
     """Whether there is room behind the rows of x."""
     if x.dim() != 2 or x.stride() != (x.shape[1] + ROOM, 1):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import has_triton, launch, power_of_two, tile_of, tl, triton
-from ltune.models.fast.room import roomy
 
 
 class Turn(NamedTuple):
@@ -43,22 +42,20 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     )  # fmt: skip
 
 
-def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, room: bool = False) -> Tensor:
-    """The gradients of rotated queries and keys turned back and laid beside those of the values: (T, heads of all three * D), with room
-    behind each row where that is asked for.
+def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """The gradients of rotated queries and keys turned back and laid beside those of the values, into ``out``, which is given back.
 
     Args:
         dq: (T, heads, D), dense in the last two dimensions, as are ``dk`` and ``dv`` (T, key heads, D).
+        cos: (T, R / 2) of the first half, R <= D dimensions being rotated; dense, as is ``sin``.
+        out: (T, heads of all three * D), its last dimension dense.
     """
     tokens, queries, width = dq.shape
     keys, half = dk.shape[1], cos.shape[1]
     if not has_triton(dq):
         turned = torch.cat([dq, dk], 1)
         turned[..., : 2 * half] = _turned(turned[..., : 2 * half], cos, -sin)
-        beside = torch.cat([turned, dv], 1).reshape(tokens, -1)
-        return roomy(tokens, beside.shape[1], dq).copy_(beside) if room else beside
-    size = (queries + 2 * keys) * width
-    out = roomy(tokens, size, dq) if room else torch.empty(tokens, size, dtype=dq.dtype, device=dq.device)
+        return out.copy_(torch.cat([turned, dv], 1).reshape(tokens, -1))
     launch(
         _gather, (tokens,),
         dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0), out.stride(0),

@@ -57,10 +57,10 @@ def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tu
     return size, filled
 
 
-def rows_of(size: Size, inputs: dict[str, Tensor]) -> Rows:
-    """Of a batch that was filled up."""
+def rows_of(size: Size, inputs: dict[str, Tensor], lengths: tuple[int, ...] = ()) -> Rows:
+    """Of a batch that was filled up; ``lengths`` are those before, where the host is to know them."""
     lent = Lent(inputs["lenders"], inputs["borrowed"], inputs["borrowers"], size.lent) if size.lent else None
-    return Rows(inputs["starts"], size.longest, lent)
+    return Rows(inputs["starts"], size.longest, lent, (*lengths, size.tokens - sum(lengths)) if lengths else ())
 
 
 def _up(count: int, step: int) -> int:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltune.data.collate import collate
 from ltune.data.rows import IGNORE, Sequence
-from ltune.models.fast import attention, filled
+from ltune.models.fast import cudnn_attention, filled
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
@@ -74,7 +74,7 @@ def plain(model):
 
 def quick(fast):
     ids, positions, starts, at, targets = batch()
-    return fast.token_losses(ids, positions, Rows(starts, max(LENGTHS)), at, targets)
+    return fast.token_losses(ids, positions, Rows(starts, max(LENGTHS), lengths=tuple(LENGTHS)), at, targets)
 
 
 def gradients(losses, model):
@@ -132,7 +132,7 @@ def test_the_last_layers_can_keep_everything(family, adapter, kept_layers):
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize("keep", [Keep.ALL, Keep.NOTHING])
 def test_a_long_row_by_itself_is_filled_up_and_computes_the_same(monkeypatch, family, keep):
-    monkeypatch.setattr(attention, "LONG", 64)
+    monkeypatch.setattr(cudnn_attention, "LONG", 64)
     monkeypatch.setattr(filled, "SHARE", 4)
     monkeypatch.setitem(globals(), "LENGTHS", (99,))
     model, causal = build(family)
