@@ -81,6 +81,9 @@ def run(arguments: list[str]) -> int:
     # Before torch is imported: it would make a folder in the temporary one, and leave it there.
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(caches, "ltune", "inductor"))
+    # What FlashAttention-4 compiles is kept for the next run, and not where others may write
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", os.path.join(caches, "ltune", "flash-attention"))
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     # These two set their own level when they are imported; a hub that cannot be reached fills the screen before our message.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -64,7 +64,7 @@ CASES = {
     "8k uneven": Case(W1, steps=100, warm_up=60, long=8192, uneven=True),
     "DPO 8k": Case([*W1, "--model.objective", "DPO"], steps=20, warm_up=5, long=8192, uneven=True, pairs=True, every=1),
     "1B LoRA": Case([*W2, *NO_LORA_PLUS], steps=60, small=True, packed=True),
-    "1B full": Case(FULL, steps=60, small=True, full=True, packed=True),
+    "1B full": Case(FULL, steps=40, small=True, full=True, packed=True),
 }
 
 

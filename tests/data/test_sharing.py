@@ -1,6 +1,7 @@
 """What is computed of a batch: every read token sees what it would see in its own sequence, and as little as can be is computed."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,26 @@ def test_a_few_tokens_are_not_worth_it():
     batch = batch_of([([1, *range(number, number + 400), 7], 300) for number in (10, 500)])
     assert batch.compact.borrowed == 0
     assert len(batch.compact.input_ids) == batch.tokens - 2
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "rows", "lends"),
+    [
+        (7000, 350, 2, True),  # a long prompt's two answers
+        (32000, 500, 2, True),
+        (300, 7900, 4, False),  # a system text before long rows
+        (20, 7900, 4, False),
+        (300, 1700, 4, True),
+        (4000, 100, 20, True),
+    ],
+)
+def test_among_long_rows_more_has_to_be_saved(shared, own, rows, lends):
+    sequences = [([*range(shared), *range(10**6 * n, 10**6 * n + own)], shared + 1) for n in range(1, rows + 1)]
+    batch = batch_of(sequences)
+    assert (batch.compact.borrowed > 0) is lends
+    assert sum(batch.compact.lengths) == len(batch.compact.input_ids) == batch.tokens - rows - (rows - 1) * shared * lends
+    assert batch.compact.lengths == tuple(np.diff(batch.compact.places[0]))
+    assert batch.lengths == (shared + own,) * rows
 
 
 def test_nothing_that_follows_the_last_read_token_is_computed():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltune.models.fast import attention, lowrank_backward
+from ltune.models.fast import attention, flash_attention, lowrank_backward
 from ltune.models.fast.choice import least
 from ltune.models.fast.cudnn_attention import LONG
 from ltune.models.fast.memory import Setting
@@ -183,6 +183,19 @@ def test_long_rows_are_as_near_to_float32_as_rounding(width, window, borrows):
     for one, other in zip(found, exact, strict=True):
         assert (one.flatten() - other.flatten()).float().norm() < 0.01 * other.float().norm()
     assert all(torch.equal(one, other) for one, other in zip(found, attended(lengths, width, torch.bfloat16, lent, window), strict=True))
+
+
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize("width", [64, 96, 128, 256])
+@pytest.mark.parametrize("lengths", [(3000,), (300, 5, 1024, 5001, 900)], ids=["alone", "among others"])
+def test_flash_attention_is_as_near_to_float32_as_rounding_with_the_same_bits_each_time(lengths, width, window):
+    if not flash_attention.installed():
+        pytest.skip("needs flash-attn-4, and a card that it serves")
+    assert flash_attention._proved(4, width, torch.bfloat16, window is not None) or width == 256
+    found, exact = attended(lengths, width, torch.bfloat16, None, window), attended(lengths, width, torch.float32, None, window)
+    for one, other in zip(found, exact, strict=True):
+        assert (one.flatten() - other.flatten()).float().norm() < 0.01 * other.float().norm()
+    assert all(torch.equal(one, other) for one, other in zip(found, attended(lengths, width, torch.bfloat16, None, window), strict=True))
 
 
 @pytest.mark.parametrize("lengths", [(2 * LONG,), (300, 5, LONG, 5001, 900, LONG + 1)], ids=["alone", "among others"])

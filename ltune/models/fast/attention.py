@@ -2,8 +2,8 @@
 
     o = softmax(scale q k^T) v,   lse = log sum exp (scale q k^T),   no token seeing another row's
 
-On a GPU cuDNN's kernels for long rows (cudnn_attention.py) and our own for others (grouped_attention.py), the formula elsewhere. All but
-cuDNN's gradient give the same bits each time.
+On a GPU, long rows by FlashAttention-4 where it is installed (flash_attention.py), else by cuDNN (cudnn_attention.py), others by our own
+kernels (grouped_attention.py); the formula elsewhere. All but cuDNN's gradient, and that of very long rows, give the same bits each time.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast.cudnn_attention import attend_by_cudnn, attend_by_cudnn_backward, serves
+from ltune.models.fast import cudnn_attention, flash_attention
+from ltune.models.fast.cudnn_attention import attend_by_cudnn, attend_by_cudnn_backward
+from ltune.models.fast.flash_attention import attend_by_flash, attend_by_flash_backward
 from ltune.models.fast.grouped_attention import WIDEST, attend_grouped, attend_grouped_backward
 from ltune.models.fast.launch import has_triton, on_gpu
 from ltune.models.fast.room import laid_out
@@ -32,7 +34,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, window: in
         window: A token sees itself and the ``window - 1`` before it; None: all before it.
         room: Whether there is to be room behind the rows of o; there may be none with a long row by itself, or by the formula.
     """
-    if serves(q, rows, window):
+    if flash_attention.serves(q, k, rows, window):
+        return *attend_by_flash(q, k, v, rows, scale, window, room), None
+    if cudnn_attention.serves(q, rows, window):
         return attend_by_cudnn(q, k, v, rows, scale, room)
     if _has_kernels(q):
         return *attend_grouped(q, k, v, rows, scale, window, room), None
@@ -51,6 +55,8 @@ def attend_backward(
         room: Whether there is to be room behind the rows (room.py).
     """
     o, lse, rest = saved
+    if flash_attention.serves(q, k, rows, window):
+        return attend_by_flash_backward(do, q, k, v, o, lse, rows, scale, window, turn, room)
     if rest is not None and not torch.are_deterministic_algorithms_enabled():
         return attend_by_cudnn_backward(do, q, k, v, saved, rows, scale, turn, room)
     if _has_kernels(q):

@@ -6,6 +6,7 @@ step: at the head, in the last layer's backward, where layers begin that compute
 
 from dataclasses import dataclass, replace
 
+from ltune.models.fast import flash_attention
 from ltune.models.fast.cudnn_attention import by_cudnn
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.loss import BYTES
@@ -80,7 +81,10 @@ def of_attention(shape: Shape, setting: Setting, tokens: int, longest: int) -> i
     """What the backward of attention has alive beside what was kept."""
     gradients = shape.hidden + 2 * shape.attended + (shape.qkv - shape.attended)  # dy, do, dq, dk and dv
     inside = tokens * gradients * shape.size
-    if by_cudnn(longest):
+    if longest >= flash_attention.LONG and flash_attention.installed():  # sums in float32 of dq, and of dk and dv for several heads
+        sums = shape.attended + (shape.qkv - shape.attended if shape.qkv != 3 * shape.attended else 0) + 2 * shape.heads
+        inside += 4 * (tokens + 128 * (1 + tokens // longest)) * sums
+    elif by_cudnn(longest):
         # dk and dv of each query head; and where others are beside it, the row's own gradients, and all its inputs filled up
         row = 2 * shape.attended if shape.qkv != 3 * shape.attended else 0
         row += 2 * (shape.qkv + shape.attended) if tokens > longest else 0

@@ -60,7 +60,8 @@ def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tu
 def rows_of(size: Size, inputs: dict[str, Tensor], lengths: tuple[int, ...] = ()) -> Rows:
     """Of a batch that was filled up; ``lengths`` are those before, where the host is to know them."""
     lent = Lent(inputs["lenders"], inputs["borrowed"], inputs["borrowers"], size.lent) if size.lent else None
-    return Rows(inputs["starts"], size.longest, lent, (*lengths, size.tokens - sum(lengths)) if lengths else ())
+    more = size.tokens - sum(lengths)
+    return Rows(inputs["starts"], size.longest, lent, (*lengths, more) if lengths and more else lengths)
 
 
 def _up(count: int, step: int) -> int:
