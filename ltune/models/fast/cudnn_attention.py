@@ -118,7 +118,8 @@ def _backward(
 
 def _batched(heads: Tensor, longer: int) -> Tensor:
     """(T, H, D) as (1, H, T', D), zeros behind: these tokens change none before them, and where do and o are 0, no gradient."""
-    return functional.pad(heads, (0, 0, 0, 0, 0, longer - len(heads)))[None].transpose(1, 2)
+    longer_heads = functional.pad(heads, (0, 0, 0, 0, 0, longer - len(heads))) if longer > len(heads) else heads  # which would copy
+    return longer_heads[None].transpose(1, 2)
 
 
 @cache

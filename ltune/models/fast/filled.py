@@ -13,7 +13,7 @@ SHARE = 64  # of a long row's length: it is filled up by less than that part of 
 
 def filled(x: Tensor) -> Tensor:
     """(n, H) with zeros below, n a multiple of STEP."""
-    return functional.pad(x, (0, 0, 0, -len(x) % STEP))
+    return functional.pad(x, (0, 0, 0, -len(x) % STEP)) if len(x) % STEP else x  # which would copy
 
 
 def planned(length: int) -> int:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltune.models.fast.cudnn_attention import LONG, serves, stretches
+from ltune.models.fast.cudnn_attention import LONG, _batched, serves, stretches
 from ltune.models.fast.tiles import Rows
 
 length = st.one_of(st.integers(0, 5), st.integers(LONG - 2, LONG + 2), st.integers(0, 4 * LONG))
@@ -37,3 +37,12 @@ def test_where_they_are_used():
     assert not serves(q.float(), rows_of([LONG]), None)
     assert not serves(torch.empty_like(q, device="cpu"), rows_of([LONG]), None)
     assert not serves(torch.empty(LONG, 8, 256, dtype=torch.bfloat16, device="meta"), rows_of([LONG]), None)
+
+
+def test_rows_are_copied_only_to_be_filled_up():
+    heads = torch.randn(100, 3, 8)
+    assert _batched(heads, 100).data_ptr() == heads.data_ptr()
+    longer = _batched(heads, 104)
+    assert longer.shape == (1, 3, 104, 8)
+    assert torch.equal(longer[0, :, :100].transpose(0, 1), heads)
+    assert not longer[0, :, 100:].any()
