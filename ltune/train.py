@@ -27,7 +27,7 @@ from ltune.callbacks.tensorboard import TensorBoard
 from ltune.callbacks.throughput import Throughput
 from ltune.callbacks.train_metrics import TrainMetrics
 from ltune.checkpoints.io import SafetensorsIO
-from ltune.checkpoints.publish import publish, read_manifest, sweep, write_atomically
+from ltune.checkpoints.publish import other_versions, publish, read_manifest, sweep, write_atomically
 from ltune.checkpoints.run import Finished, RunFolder, settings_of
 from ltune.checkpoints.store import CheckpointStore
 from ltune.checks import check
@@ -175,6 +175,8 @@ class TrainCLI(LightningCLI):
         step = read_manifest(newest)["step"] if newest else 0
         if newest:
             log.info("resuming %s after step %d", self.folder.path, step)
+            if others := other_versions(newest):
+                log.warning("another environment than at that step, so the run may end in other last bits: %s", others)
         for logger in self.trainer.loggers:  # what was logged after the checkpoint is logged again
             if isinstance(logger, JSONLines):
                 logger.rewind(step)

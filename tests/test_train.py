@@ -13,6 +13,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ltune.checkpoints.publish import _render, read_manifest
+
 CONFIGURATION = {
     "run": "run",
     "model": {
@@ -142,6 +144,8 @@ def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, 
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert not list(run.rglob(".*"))
 
+    assert "another environment" not in resumed.stderr
+
     run = tmp_path / "terminated"
     process = start(tmp_path, "--run", "terminated", "--checkpoint.every", "1")
     wait_for(run, 4, process)
@@ -149,7 +153,12 @@ def test_killed_terminated_and_damaged_runs_end_in_the_same_bits(ltune, config, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert "the checkpoint is written" in errors
-    assert ltune("fit", "--config", config, "--run", "terminated").returncode == 0
+    newest = max((run / "checkpoints").glob("step-*"))
+    manifest = read_manifest(newest)
+    (newest / "manifest.json").write_text(_render(manifest | {"versions": manifest["versions"] | {"torch": "2.0.0"}}))
+    again = ltune("fit", "--config", config, "--run", "terminated")
+    assert again.returncode == 0, again.stderr
+    assert "another environment than at that step, so the run may end in other last bits: torch 2.0.0, now" in again.stderr
     assert adapter_hash(run) == expected
 
 

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ltune import __version__
 
-PACKAGES = ["torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors"]
+PACKAGES = ["torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors", "flash-attn-4"]
 
 
 def main(argv: list[str]) -> int:

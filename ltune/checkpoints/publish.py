@@ -20,7 +20,7 @@ from ltune.errors import ResourceError, UsageError
 from ltune.system import is_alive, sync
 
 MANIFEST = "manifest.json"
-PACKAGES = ("ltune", "torch", "transformers", "peft", "lightning")
+PACKAGES = ("ltune", "torch", "transformers", "peft", "lightning", "bitsandbytes", "triton", "flash-attn-4")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 HIDDEN = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d+)-[0-9a-f]{8}(?P<old>-old)?")
 
@@ -109,6 +109,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _sha256(manifest) or _render(manifest) != text:
         raise Damaged(folder, MANIFEST, "is not as it was written")
     return manifest
+
+
+def other_versions(folder: Path) -> str:
+    """Packages that a published folder was not written with as they are installed now; empty: there are none."""
+    then, now = read_manifest(folder)["versions"], _versions()
+    names = (name for name in PACKAGES if then.get(name) != now.get(name))
+    return "; ".join(f"{name} {then.get(name, 'missing')}, now {now.get(name, 'missing')}" for name in names)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

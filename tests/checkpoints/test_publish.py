@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ltune.checkpoints import publish as module
-from ltune.checkpoints.publish import Damaged, hidden_name, publish, read_manifest, remove, sweep, verify, write_atomically
+from ltune.checkpoints.publish import Damaged, hidden_name, other_versions, publish, read_manifest, remove, sweep, verify, write_atomically
 from ltune.errors import ResourceError
 
 
@@ -56,9 +56,19 @@ def test_folder_appears_whole_with_a_manifest_of_every_file(tmp_path):
         "sub/b.txt": {"size": 1, "sha256": hashlib.sha256(b"b").hexdigest()},
     }
     assert manifest["position"] == [2, 17]
-    assert {"ltune", "torch", "transformers", "peft", "lightning"} == set(manifest["versions"])
+    assert {"ltune", "torch", "transformers", "peft", "lightning", "bitsandbytes"} <= set(manifest["versions"])
+    assert other_versions(final) == ""
     verify(final)
     assert names(final.parent) == ["step-1"]
+
+
+def test_what_was_installed_otherwise_is_told(tmp_path):
+    final = published(tmp_path / "result")
+    manifest = read_manifest(final)
+    torch, peft = manifest["versions"]["torch"], manifest["versions"].pop("peft")
+    manifest["versions"] |= {"torch": "2.0.0", "flash-attn-4": "4.0.0b36"}
+    (final / module.MANIFEST).write_text(module._render(manifest))
+    assert other_versions(final) == f"torch 2.0.0, now {torch}; peft missing, now {peft}; flash-attn-4 4.0.0b36, now missing"
 
 
 def test_an_older_folder_is_replaced_and_nothing_is_left_over(tmp_path):
