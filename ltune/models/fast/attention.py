@@ -55,14 +55,16 @@ def attend_backward(
         room: Whether there is to be room behind the rows (room.py).
     """
     o, lse, rest = saved
-    if flash_attention.serves(q, k, rows, window):
-        return attend_by_flash_backward(do, q, k, v, o, lse, rows, scale, window, turn, room)
-    if rest is not None and not torch.are_deterministic_algorithms_enabled():
-        return attend_by_cudnn_backward(do, q, k, v, saved, rows, scale, turn, room)
-    if _has_kernels(q):
-        return attend_grouped_backward(do, q, k, v, o, lse, rows, scale, window, turn, room)
     gradients = laid_out(len(q), (q.shape[1] + 2 * k.shape[1]) * q.shape[2], q, room)
-    return gather_rotated_back(*_formula_backward(do, q, k, v, o, lse, rows, scale, window), *turn, gradients)
+    if flash_attention.serves(q, k, rows, window):
+        attend_by_flash_backward(do, q, k, v, o, lse, rows, scale, window, turn, gradients)
+    elif rest is not None and not torch.are_deterministic_algorithms_enabled():
+        attend_by_cudnn_backward(do, q, k, v, saved, rows, scale, turn, gradients)
+    elif _has_kernels(q):
+        attend_grouped_backward(do, q, k, v, o, lse, rows, scale, window, turn, gradients)
+    else:
+        gather_rotated_back(*_formula_backward(do, q, k, v, o, lse, rows, scale, window), *turn, gradients)
+    return gradients
 
 
 def _has_kernels(q: Tensor) -> bool:

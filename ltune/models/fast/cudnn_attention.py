@@ -80,19 +80,17 @@ def attend_by_cudnn(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, r
 
 
 def attend_by_cudnn_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: tuple[Tensor, Tensor, list[Any]], rows: Rows, scale: float, turn: Turn, room: bool
-) -> Tensor:
-    """The gradients of q, k and v side by side, (T, (H + 2 K) D), those of q and k turned back."""
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: tuple[Tensor, Tensor, list[Any]], rows: Rows, scale: float, turn: Turn, out: Tensor
+) -> None:
+    """The gradients of q, k and v side by side into ``out`` (T, (H + 2 K) D), those of q and k turned back."""
     _say_that_bits_differ()
     o, lse, rests = saved
-    gradients = laid_out(len(q), q.shape[1] * q.shape[2] + 2 * k.shape[1] * k.shape[2], q, room)
     for (at, others), rest in zip(stretches(rows), rests, strict=True):
         here, there, turned = (do[at], q[at], k[at], v[at]), (o[at], lse[:, at].contiguous()), Turn(turn.cos[at], turn.sin[at])
         if others is None:
-            gather_rotated_back(*_backward(*here, *there, rest, scale), *turned, gradients[at])
+            gather_rotated_back(*_backward(*here, *there, rest, scale), *turned, out[at])
         else:
-            gradients[at] = attend_grouped_backward(*here, *there, others, scale, None, turned, False)
-    return gradients
+            attend_grouped_backward(*here, *there, others, scale, None, turned, out[at])
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:

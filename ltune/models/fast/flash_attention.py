@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ltune.models.fast.room import laid_out
+from ltune.models.fast.room import laid_out, roomy
 from ltune.models.fast.rotary import Turn, rotate
 from ltune.models.fast.tiles import Rows
 
@@ -55,19 +55,17 @@ def attend_by_flash_backward(
     scale: float,
     window: int | None,
     turn: Turn,
-    room: bool,
-) -> Tensor:
-    """The gradients of q, k and v side by side, (T, (H + 2 K) D), those of q and k turned back."""
+    out: Tensor,
+) -> None:
+    """The gradients of q, k and v side by side into ``out`` (T, (H + 2 K) D), those of q and k turned back."""
     (tokens, heads, width), key_heads = q.shape, k.shape[1]
-    laid = laid_out(tokens, (heads + 2 * key_heads) * width, q, room)
-    gradients = laid.view(tokens, -1, width)
+    gradients = out.view(tokens, -1, width)
     dq, dk, dv = gradients.split([heads, key_heads, key_heads], 1)
     exact = max(rows.lengths) <= EXACT or torch.are_deterministic_algorithms_enabled()
     if not exact:
         _say_that_bits_differ()
     _package()._flash_attn_bwd(q, k, v, o, do, lse, dq=dq, dk=dk, dv=dv, deterministic=exact, **_places(rows, scale, window))
     rotate(gradients[:, : heads + key_heads], turn.cos, -turn.sin)
-    return laid
 
 
 def _places(rows: Rows, scale: float, window: int | None) -> dict[str, Any]:
@@ -118,6 +116,8 @@ def _proved(group: int, width: int, dtype: torch.dtype, windowed: bool) -> bool:
         return False
     try:
         problem = None if _distance(group, width, dtype, LONG - 100 if windowed else None) < 0.02 else "its results are wrong"
+    except torch.OutOfMemoryError:  # the step goes on with less, and asks again
+        raise
     except Exception as error:  # of a package whose versions are not yet released, and a compiler
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem is not None:
@@ -139,12 +139,13 @@ def _distance(group: int, width: int, dtype: torch.dtype, window: int | None) ->
     split = [heads, key_heads, key_heads]
     q, k, v = qkv.split(split, 1)
     o, lse = attend_by_flash(q, k, v, rows, scale, window, True)
-    gradients = attend_by_flash_backward(do, q, k, v, o, lse, rows, scale, window, turn, True).view(qkv.shape)
+    gradients = roomy(tokens, qkv.shape[1] * width, qkv)
+    attend_by_flash_backward(do, q, k, v, o, lse, rows, scale, window, turn, gradients)
     with torch.enable_grad():
         exact = qkv.float().requires_grad_()
         expected = torch.cat([_formula(row.transpose(0, 1), split, scale, window).transpose(0, 1) for row in exact.split(lengths)])
         wanted = torch.autograd.grad(expected, exact, do.float())[0]
-    pairs = [(o, expected.detach()), *zip(gradients.split(split, 1), wanted.split(split, 1), strict=True)]
+    pairs = [(o, expected.detach()), *zip(gradients.view(qkv.shape).split(split, 1), wanted.split(split, 1), strict=True)]
     return max(float((one - other).norm() / other.norm()) for one, other in pairs)
 
 

@@ -86,21 +86,20 @@ def attend_grouped_backward(
     scale: float,
     window: int | None,
     turn: Turn,
-    room: bool,
-) -> Tensor:
-    """The gradients of q, k and v side by side, (T, (H + 2 K) D), those of q and k turned back.
+    out: Tensor,
+) -> None:
+    """The gradients of q, k and v side by side, those of q and k turned back.
 
     Args:
         do: (T, H, D).
         o: From the forward, as is lse; the rest is as it was there, the error too.
         turn: By how much q and k were rotated.
-        room: Whether there is to be room behind the gradients' rows (room.py).
+        out: (T, (H + 2 K) D), where they are written; its rows are dense.
     """
     tokens, heads, width = q.shape
     _require_places(rows.longest, q)
     do, key_heads, starts, lent = do.contiguous(), k.shape[1], rows.starts, rows.lent
-    laid = laid_out(tokens, (heads + 2 * key_heads) * width, q, room)
-    gradients = laid.view(tokens, -1, width)
+    gradients = out.view(tokens, -1, width)
     dq, dk, dv = gradients.split([heads, key_heads, key_heads], 1)
     delta = torch.empty_like(lse)  # written with dq, read for dk and dv
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
@@ -121,7 +120,6 @@ def attend_grouped_backward(
         add_up(dk, dv, *of_borrowers, lent)
     if not turn.half(width):
         rotate(gradients[:, : heads + key_heads], turn.cos, -turn.sin)
-    return laid
 
 
 def _require_places(longest: int, q: Tensor) -> None:

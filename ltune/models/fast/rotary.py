@@ -42,8 +42,8 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
     )  # fmt: skip
 
 
-def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """The gradients of rotated queries and keys turned back and laid beside those of the values, into ``out``, which is given back.
+def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """The gradients of rotated queries and keys turned back and laid beside those of the values, into ``out``.
 
     Args:
         dq: (T, heads, D), dense in the last two dimensions, as are ``dk`` and ``dv`` (T, key heads, D).
@@ -55,14 +55,14 @@ def gather_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Te
     if not has_triton(dq):
         turned = torch.cat([dq, dk], 1)
         turned[..., : 2 * half] = _turned(turned[..., : 2 * half], cos, -sin)
-        return out.copy_(torch.cat([turned, dv], 1).reshape(tokens, -1))
+        out.copy_(torch.cat([turned, dv], 1).reshape(tokens, -1))
+        return
     launch(
         _gather, (tokens,),
         dq, dk, dv, cos, sin, out, dq.stride(0), dk.stride(0), dv.stride(0), out.stride(0),
         queries, keys, half, width, power_of_two(queries + 2 * keys), power_of_two(half), power_of_two(width), 2 * half < width,
         num_warps=8,
     )  # fmt: skip
-    return out
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -59,9 +59,10 @@ def test_attention_fits_on_cards_for_games_too(width):
     places = torch.empty(9, dtype=torch.int32, device="meta")
     rows = Rows(places, 2 * SHORT_ROWS, Lent(places, places, places, 512))
     turn = Turn(*torch.empty(2, 8192, width // 2, dtype=torch.bfloat16, device="meta"))
+    out = torch.empty(8192, 48 * width, dtype=torch.bfloat16, device="meta")
     with launch.noted() as launches:
         _, lse = grouped_attention.attend_grouped(q, k, v, rows, 0.1, None)
-        grouped_attention.attend_grouped_backward(do, q, k, v, o, lse, rows, 0.1, None, turn, False)
+        grouped_attention.attend_grouped_backward(do, q, k, v, o, lse, rows, 0.1, None, turn, out)
     assert len(launches) == 5
     for one in launches:
         assert as_launched(one, ADA).metadata.shared <= 99 * 1024, one.kernel.__name__

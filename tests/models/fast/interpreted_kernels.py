@@ -107,7 +107,7 @@ def test_a_row_whose_places_32_bits_cannot_tell_is_refused():
     with pytest.raises(UsageError, match="a row of 400,000 tokens: .* up to 345,921"):
         grouped_attention.attend_grouped(q, k, v, rows, 1.0, None)
     with pytest.raises(UsageError, match="a row of 400,000 tokens"):
-        grouped_attention.attend_grouped_backward(q, q, k, v, q, q[..., 0], rows, 1.0, None, rotary.Turn(q, q), False)
+        grouped_attention.attend_grouped_backward(q, q, k, v, q, q[..., 0], rows, 1.0, None, rotary.Turn(q, q), q)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,8 @@ def test_room_behind_rows():
     def everything(x):
         y, r = norm.rms_norm(x, weight, 1e-5, 0.0, True)
         dx, _ = norm.rms_norm_backward(with_room, x, r, weight, 0.0, y, False, True)
-        gathered = rotary.gather_rotated_back(*heads, angle.cos(), angle.sin(), roomy(9, 7 * 24, x))
+        gathered = roomy(9, 7 * 24, x)
+        rotary.gather_rotated_back(*heads, angle.cos(), angle.sin(), gathered)
         assert all(map(has_room, (y, dx, gathered)))
         h = gate.gated(gate_up, False, True)
         assert has_room(h)
@@ -190,7 +191,13 @@ def test_rotary(dtype, half):
 
     assert_near(*both(turned, torch.randn(6, 7, 24).to(dtype)), dtype)
     gradients = [torch.randn(6, heads, 24).to(dtype) for heads in (3, 2, 2)]
-    assert_near(*both(rotary.gather_rotated_back, *gradients, cos, sin, torch.empty(6, 7 * 24, dtype=dtype)), dtype)
+
+    def gathered(*gradients):
+        out = torch.empty(6, 7 * 24, dtype=dtype)
+        rotary.gather_rotated_back(*gradients, cos, sin, out)
+        return out
+
+    assert_near(*both(gathered, *gradients), dtype)
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
