@@ -92,7 +92,7 @@ class Steps:
                 return loss
             with torch.autocast(device.type, enabled=False):
                 module.trainer.strategy.backward(loss, None)
-        return torch.stack([part.loss for part in self.parts]).sum().requires_grad_()
+        return torch.stack([part.loss for part in self.parts]).sum()
 
     def collect(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
         """What the objective makes of the step's rows."""

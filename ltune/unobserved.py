@@ -24,7 +24,7 @@ class Module(LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Of a loss with something behind it; where ``steps.py`` has been through all micro-batches, Lightning comes with one that has
         nothing."""
-        if loss.grad_fn is not None:
+        if loss.requires_grad:
             loss.backward(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,25 +1,25 @@
 """What the framework costs: the step of a real ``ltune fit`` less that of a bare PyTorch loop over the same model, rows and optimizer.
 
-    python scripts/benchmark_overhead.py [--steps 300] [--repeats 5] [--profile FILE]
+    python scripts/benchmark_overhead.py [--steps 600] [--profile FILE]
 
-On the CPU, with one thread. Both run in processes of their own, in turn; what is compared is the median time between two optimizer steps,
-on the wall and in the processor (all threads; what other processes take away does not count). The mean of ten steps has the logging of
-every tenth in it. --profile writes what cProfile saw of the steps of a fit instead.
+On the CPU, with one thread. Both run in processes of their own, which take turns of 20 steps: what else the machine does meets both alike.
+Compared are times between two optimizer steps, on the wall and in the processor (all threads; what other processes take away does not
+count), and means of a whole turn, which have the logging of every tenth step in them. --profile writes what cProfile saw of the steps of
+a fit instead.
 """
 
 import argparse
-import json
+import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 WARM_UP = 30  # steps
+TURN = 20  # steps
 FIT = {  # the defaults are the point: TensorBoard, metrics.jsonl, the progress display, logging as often as it comes
     "model": {"quantize": None, "adapter": "LoRA"},
     "data": {"datasets": ["quickstart"], "max_length": 64, "batch_size": 1},
@@ -27,80 +27,98 @@ FIT = {  # the defaults are the point: TensorBoard, metrics.jsonl, the progress 
     "trainer": {"accelerator": "cpu", "devices": 1, "precision": "32-true", "max_epochs": -1, "gradient_clip_val": 1.0},
 }
 
+Turn = list[tuple[float, float]]  # of each step: seconds on the wall, and in the processor
+
 
 def main() -> None:
-    """Both in turn, then the differences."""
+    """Turn by turn, then the differences."""
     arguments = parsed()
-    if arguments.one:
-        print(json.dumps(steps_of(arguments.one, arguments.steps + WARM_UP, arguments.profile)))
-        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    turns = arguments.steps // TURN
     if arguments.profile:
-        in_a_process("fit", arguments.steps, arguments.profile)
+        Contestant("fit", turns, arguments.profile).finish(turns)
         return
-    found: dict[str, list[dict[str, float]]] = {"bare": [], "fit": []}
-    for number in range(arguments.repeats):
-        for name in ("bare", "fit") if number % 2 == 0 else ("fit", "bare"):
-            found[name].append(in_a_process(name, arguments.steps))
-        print(f"repeat {number + 1}:", *(f"{name} {one(found[name][-1])}" for name in found), sep="  ", flush=True)
-    print("\n| ms a step | bare | fit | overhead, median | overhead, quietest repeats |\n|---|---:|---:|---:|---:|")
-    for kind in found["bare"][0]:
-        bare, fit = ([times[kind] for times in found[name]] for name in ("bare", "fit"))
-        over = statistics.median(fast - slow for fast, slow in zip(fit, bare, strict=True))
+    both = Contestant("bare", turns), Contestant("fit", turns)
+    found: dict[str, list[Turn]] = {one.name: [] for one in both}
+    for number in range(turns):
+        for one in both if number % 2 == 0 else reversed(both):
+            found[one.name].append(one.turn())
+    print("| ms a step | bare | fit | overhead, median of the turns | overhead, quietest turns |\n|---|---:|---:|---:|---:|")
+    for kind, of_turn in KINDS.items():
+        bare, fit = ([1000 * of_turn(turn) for turn in found[one.name]] for one in both)
+        over = statistics.median(with_it - without for with_it, without in zip(fit, bare, strict=True))
         print(f"| {kind} | {statistics.median(bare):.3f} | {statistics.median(fit):.3f} | {over:.3f} | {min(fit) - min(bare):.3f} |")
 
 
-def one(times: dict[str, float]) -> str:
-    return ", ".join(f"{kind} {value:.2f}" for kind, value in times.items())
+KINDS = {
+    "wall": lambda turn: statistics.median(wall for wall, _ in turn),
+    "processor": lambda turn: statistics.median(processor for _, processor in turn),
+    "processor, with logging": lambda turn: statistics.mean(processor for _, processor in turn),
+}
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--profile", metavar="FILE", help="write cProfile's statistics of a fit's steps")
-    parser.add_argument("--one", choices=("bare", "fit"), help=argparse.SUPPRESS)  # the process that is measured
     return parser.parse_args()
 
 
-def in_a_process(name: str, steps: int, profile: str | None = None) -> dict[str, float]:
-    """Milliseconds a step."""
-    command = [sys.executable, __file__, "--one", name, "--steps", str(steps), *(["--profile", profile] if profile else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    wall, processor = zip(*json.loads(done.stdout.splitlines()[-1]), strict=True)
-    return {
-        "wall": statistics.median(wall) * 1000,
-        "processor": statistics.median(processor) * 1000,
-        "processor, with logging": statistics.median(statistics.mean(ten) for ten in batched(processor, 10)) * 1000,
-    }
+class Contestant:
+    """A process that trains when it is its turn."""
+
+    def __init__(self, name: str, turns: int, profile: str | None = None) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=steps_of, args=(name, turns, theirs, profile))
+        self.process.start()
+        theirs.close()  # so that a process that dies is noticed
+        self.connection.recv()
+
+    def turn(self) -> Turn:
+        """Let it take its steps."""
+        self.connection.send(None)
+        return self.connection.recv()
+
+    def finish(self, turns: int) -> None:
+        """Let it take all of them."""
+        for _ in range(turns):
+            self.turn()
+        self.process.join()
 
 
-def batched(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
-    return (values[begin : begin + size] for begin in range(0, len(values), size))
-
-
-def steps_of(name: str, steps: int, profile: str | None) -> list[tuple[float, float]]:
-    """Seconds of each step after the warm-up, on the wall and in the processor. In both, the clock is torch's hook behind each step."""
+def steps_of(name: str, turns: int, connection: Connection, profile: str | None) -> None:
+    """In a process of its own. In both, the clock is torch's hook behind each step."""
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     torch.set_num_threads(1)
-    clock: list[tuple[float, float]] = []
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    ticks: Turn = []
+    taken = 0
     profiler = Profiler(profile)
 
     def tick(optimizer: object, args: object, kwargs: object) -> None:
-        clock.append((time.perf_counter(), time.process_time()))
-        if len(clock) == WARM_UP:
+        nonlocal taken
+        taken += 1
+        ticks.append((time.perf_counter(), time.process_time()))
+        if taken < WARM_UP or (taken - WARM_UP) % TURN:
+            return
+        profiler.end()
+        connection.send([(after[0] - before[0], after[1] - before[1]) for before, after in zip(ticks, ticks[1:], strict=False)])
+        if taken < WARM_UP + turns * TURN:
+            connection.recv()
             profiler.begin()
-        elif len(clock) == steps:
-            profiler.end()
+        ticks[:] = [(time.perf_counter(), time.process_time())]
 
     register_optimizer_step_post_hook(tick)
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder) / "model")
-        {"bare": bare, "fit": fit}[name](Path(folder), steps)
-    steps_taken = zip(clock[WARM_UP - 1 :], clock[WARM_UP:], strict=False)
-    return [(after[0] - before[0], after[1] - before[1]) for before, after in steps_taken]
+        {"bare": bare, "fit": fit}[name](Path(folder), WARM_UP + turns * TURN)
+    profiler.write()
 
 
 def make_model(folder: Path) -> None:
@@ -129,8 +147,10 @@ class Profiler:
             self.profile.enable()
 
     def end(self) -> None:
+        self.profile.disable()
+
+    def write(self) -> None:
         if self.file:
-            self.profile.disable()
             self.profile.dump_stats(self.file)
 
 

@@ -1,11 +1,16 @@
 """Lightning's books, made cheap: what is asked of them stays true."""
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from torch.utils.data import DataLoader
 
+from ltune.cli import main
 from ltune.unobserved import Module, Unprofiled
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 class Tiny(Module):
@@ -27,7 +32,7 @@ class Tiny(Module):
         if len(self.hooks) % 2:
             return loss
         loss.backward()
-        return loss.detach().requires_grad_()
+        return loss.detach()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -62,3 +67,16 @@ def test_a_profiler_that_is_asked_for_times_the_hooks(tmp_path):
     profiler = SimpleProfiler()
     fit(tmp_path, profiler)
     assert any("training_step" in name for name in profiler.recorded_durations)
+
+
+def test_a_step_goes_backward_once_for_each_of_its_micro_batches(tmp_path, monkeypatch):
+    backward, went = torch.Tensor.backward, []
+
+    def count(loss, *arguments, **options):
+        went.append(loss)
+        backward(loss, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "backward", count)
+    step = ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "3"]
+    assert main(["fit", "--config", str(QUICKSTART), "--run", str(tmp_path / "run"), "--trainer.max_steps", "2", *step]) == 0
+    assert len(went) == 2 * 3
