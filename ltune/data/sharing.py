@@ -31,6 +31,7 @@ class Compact:
     predict_at: Any  # (N,): where the tokens before the trained ones stand here
     longest: int  # tokens of the longest sequence, lent ones included
     lengths: tuple[int, ...]  # of each row, its own tokens
+    loans: tuple[tuple[int, int, int], ...]  # of each row that is lent: where it begins, where it ends and its borrowers begin, their end
     borrowed: int  # lent tokens, each as often as somebody sees it
 
 
@@ -61,9 +62,9 @@ def compact(input_ids: np.ndarray, position_ids: np.ndarray, starts: np.ndarray,
     if kept.all():
         return None
     at = np.cumsum(kept)[predict_at] - 1
-    places = _places(groups, needed)
+    places, loans = _places(groups, needed)
     own = tuple(np.diff(places[0]).tolist())
-    return Compact(input_ids[kept], position_ids[kept], places, at, int(needed.max()), own, int(places[2, -1]))
+    return Compact(input_ids[kept], position_ids[kept], places, at, int(needed.max()), own, loans, int(places[2, -1]))
 
 
 def _pays(needed: np.ndarray, shared: np.ndarray, groups: list[Group]) -> bool:
@@ -81,10 +82,11 @@ def _pays(needed: np.ndarray, shared: np.ndarray, groups: list[Group]) -> bool:
     return bool(saved * TOKEN > SLOWER * together - apart)
 
 
-def _places(groups: list[Group], needed: np.ndarray) -> np.ndarray:
+def _places(groups: list[Group], needed: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int, int], ...]]:
     """(4, R + 1) int32, of each row: where it begins (and at the end C); where the row that it borrows from begins; how many tokens are
-    borrowed before it (and at the end, by all); and, of the first that borrows from a row, how many do."""
+    borrowed before it (and at the end, by all); and, of the first that borrows from a row, how many do. And ``Compact.loans``."""
     rows: list[tuple[int, int, int, int]] = []
+    loans: list[tuple[int, int, int]] = []
     place = borrowed = 0
     for begin, end, count in groups:
         lender = place
@@ -95,8 +97,10 @@ def _places(groups: list[Group], needed: np.ndarray) -> np.ndarray:
             rows.append((place, lender if count else 0, borrowed, end - begin if count and number == begin else 0))
             place += int(needed[number]) - count
             borrowed += count
+        if count:
+            loans.append((lender, lender + count, place))
     rows.append((place, 0, borrowed, 0))
-    return np.array(rows, np.int32).T.copy()
+    return np.array(rows, np.int32).T.copy(), tuple(loans)
 
 
 def _groups(input_ids: np.ndarray, begins: np.ndarray, most: np.ndarray) -> list[Group]:

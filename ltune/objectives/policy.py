@@ -157,7 +157,8 @@ class Policy:
             return batch.input_ids[0], batch.position_ids[0], rows, batch.predict_at if at is None else at
         starts, lenders, borrowed, borrowers = compact.places
         lent = Lent(lenders, borrowed, borrowers, compact.borrowed) if compact.borrowed else None
-        return compact.input_ids, compact.position_ids, Rows(starts, compact.longest, lent, compact.lengths), compact.predict_at
+        rows = Rows(starts, compact.longest, lent, compact.lengths, compact.loans)
+        return compact.input_ids, compact.position_ids, rows, compact.predict_at
 
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.

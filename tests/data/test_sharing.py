@@ -60,6 +60,8 @@ def test_each_read_token_sees_what_stands_before_it(sequences):
     for row in np.flatnonzero(borrowers):  # the lender stands right before those that borrow from it
         assert starts[row - 1] == lenders[row]
         assert set(counts[row : row + borrowers[row]]) == {starts[row] - starts[row - 1]}
+    first = np.flatnonzero(borrowers)
+    assert batch.compact.loans == tuple(zip(lenders[first], starts[first], starts[first + borrowers[first]], strict=True))
 
 
 def test_a_prompt_with_two_answers_is_computed_once():

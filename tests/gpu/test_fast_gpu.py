@@ -158,14 +158,14 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def attended(lengths, width, dtype, lent=None, window=None):
+def attended(lengths, width, dtype, lent=None, window=None, loans=()):
     """o and the gradients of q, k and v, side by side, of 8 heads in two groups."""
     torch.manual_seed(0)
     tokens = sum(lengths)
     qkv, do = torch.randn(tokens, 12, width).to("cuda", torch.bfloat16).to(dtype), torch.randn(tokens, 8, width).to("cuda", torch.bfloat16)
     starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
     angle = torch.rand(tokens, width // 2, device="cuda")
-    split, rows = qkv.split([8, 2, 2], 1), Rows(starts, max(lengths), lent, tuple(lengths))
+    split, rows = qkv.split([8, 2, 2], 1), Rows(starts, max(lengths), lent, tuple(lengths), loans)
     saved = attention.attend(*split, rows, width**-0.5, window)
     turn = Turn(angle.cos().to(dtype), angle.sin().to(dtype))
     return saved[0], attention.attend_backward(do.to(dtype), *split, saved, rows, width**-0.5, window, turn)
@@ -191,11 +191,26 @@ def test_long_rows_are_as_near_to_float32_as_rounding(width, window, borrows):
 def test_flash_attention_is_as_near_to_float32_as_rounding_with_the_same_bits_each_time(lengths, width, window):
     if not flash_attention.installed():
         pytest.skip("needs flash-attn-4, and a card that it serves")
-    assert flash_attention._proved(4, width, torch.bfloat16, window is not None)
+    assert flash_attention._proved(4, width, torch.bfloat16, windowed=window is not None)
     found, exact = attended(lengths, width, torch.bfloat16, None, window), attended(lengths, width, torch.float32, None, window)
     for one, other in zip(found, exact, strict=True):
         assert (one.flatten() - other.flatten()).float().norm() < 0.01 * other.float().norm()
     assert all(torch.equal(one, other) for one, other in zip(found, attended(lengths, width, torch.bfloat16, None, window), strict=True))
+
+
+@pytest.mark.parametrize("width", [64, 96, 128, 256])
+def test_flash_attention_of_rows_that_borrow_is_as_near_to_float32_with_the_same_bits_each_time(width):
+    if not flash_attention.installed():
+        pytest.skip("needs flash-attn-4, and a card that it serves")
+    assert flash_attention._proved(4, width, torch.bfloat16, windowed=False, lent=True)
+    lengths, on_gpu = (3000, 350, 20, 1700, 4500, 301), partial(torch.tensor, dtype=torch.int32, device="cuda")
+    lent = Lent(on_gpu([0, 0, 0, 0, 0, 5070, 0]), on_gpu([0, 0, 3000, 6000, 6000, 6000, 10500]), on_gpu([0, 2, 0, 0, 0, 1, 0]), 10500)
+    loans = ((0, 3000, 3370), (5070, 9570, 9871))
+    exact = attended(lengths, width, torch.float32, lent)
+    found, again = (attended(lengths, width, torch.bfloat16, lent, loans=loans) for _ in range(2))
+    for one, other in zip(found, exact, strict=True):
+        assert (one.flatten() - other.flatten()).float().norm() < 0.01 * other.float().norm()
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
 @pytest.mark.parametrize("lengths", [(2 * LONG,), (300, 5, LONG, 5001, 900, LONG + 1)], ids=["alone", "among others"])

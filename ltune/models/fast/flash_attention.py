@@ -26,9 +26,12 @@ log = logging.getLogger(__name__)
 
 def serves(q: Tensor, k: Tensor, rows: Rows, window: int | None) -> bool:
     """Whether rows are long, and it takes these heads, (T, H, D) and (T, K, D)."""
-    if not q.is_cuda or q.dtype is torch.float32 or rows.lent is not None or not are_long(rows.lengths):
+    if not q.is_cuda or q.dtype is torch.float32 or not are_long(rows.lengths):
         return False
-    return _proved(q.shape[1] // k.shape[1], q.shape[2], q.dtype, window is not None)
+    lent = rows.lent is not None
+    if lent and (window is not None or not rows.loans):
+        return False
+    return _proved(q.shape[1] // k.shape[1], q.shape[2], q.dtype, window is not None, lent)
 
 
 def are_long(lengths: tuple[int, ...]) -> bool:
@@ -41,7 +44,21 @@ def attend_by_flash(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, w
     o = laid_out(len(q), q.shape[1] * q.shape[2], q, room).view(q.shape)
     lse = torch.empty(q.shape[1], len(q), device=q.device)
     _package()._flash_attn_fwd(q, k, v, out=o, lse=lse, return_lse=True, **_places(rows, scale, window))
+    for begin, middle, end in rows.loans:
+        _add_lent(q[middle:end], k[begin:middle], v[begin:middle], o[middle:end], lse[:, middle:end], scale)
     return o, lse
+
+
+def _add_lent(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float) -> None:
+    """What rows that borrow see of the lent keys and values, put together in place with what they see of their own:
+
+    lse = log(exp(lse_own) + exp(lse_lent)),   o = exp(lse_own - lse) o_own + exp(lse_lent - lse) o_lent
+    """
+    o_lent, lse_lent = _package()._flash_attn_fwd(q[None], k[None], v[None], softmax_scale=scale, return_lse=True)[:2]
+    both = torch.logaddexp(lse, lse_lent[0])
+    own, lent = ((one - both).exp().T[..., None] for one in (lse, lse_lent[0]))  # (T, H, 1)
+    o.copy_(own * o + lent * o_lent[0])
+    lse.copy_(both)
 
 
 def attend_by_flash_backward(
@@ -65,6 +82,12 @@ def attend_by_flash_backward(
     if not exact:
         _say_that_bits_differ()
     _package()._flash_attn_bwd(q, k, v, o, do, lse, dq=dq, dk=dk, dv=dv, deterministic=exact, **_places(rows, scale, window))
+    for begin, middle, end in rows.loans:  # the probabilities follow from lse, which counts lent and own keys; so each part may go alone
+        lent, own = slice(begin, middle), slice(middle, end)
+        inputs = q[own], k[lent], v[lent], o[own], do[own], lse[:, own].contiguous()
+        parts = _package()._flash_attn_bwd(*(one[None] for one in inputs), softmax_scale=scale, deterministic=exact)
+        for whole, part in zip((dq[own], dk[lent], dv[lent]), parts, strict=False):
+            whole += part[0]
     rotate(gradients[:, : heads + key_heads], turn.cos, -turn.sin)
 
 
@@ -110,29 +133,35 @@ def _package() -> Any:
 
 
 @cache
-def _proved(group: int, width: int, dtype: torch.dtype, windowed: bool) -> bool:
+def _proved(group: int, width: int, dtype: torch.dtype, windowed: bool, lent: bool = False) -> bool:
     """Whether it comes to what the formula does, on a small batch; its kernels are compiled for that."""
     if not installed():
         return False
     try:
-        problem = None if _distance(group, width, dtype, LONG - 100 if windowed else None) < 0.02 else "its results are wrong"
+        problem = None if _distance(group, width, dtype, LONG - 100 if windowed else None, lent) < 0.02 else "its results are wrong"
     except torch.OutOfMemoryError:  # the step goes on with less, and asks again
         raise
     except Exception as error:  # of a package whose versions are not yet released, and a compiler
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem is not None:
-        log.warning("FlashAttention-4 is not used for heads of %d dimensions: %s", width, problem)
+        log.warning("FlashAttention-4 is not used for heads of %d dimensions%s: %s", width, " where rows begin alike" * lent, problem)
         return False
-    log.info("rows of about %d tokens or more: attention by FlashAttention-4", LONG)
+    _say_that_it_is_used()
     return True
 
 
+@cache
+def _say_that_it_is_used() -> None:
+    log.info("rows of about %d tokens or more: attention by FlashAttention-4", LONG)
+
+
 @torch.inference_mode(False)
-def _distance(group: int, width: int, dtype: torch.dtype, window: int | None) -> float:
-    """The largest relative distance between its outputs and gradients and the formula's."""
+def _distance(group: int, width: int, dtype: torch.dtype, window: int | None, lent: bool) -> float:
+    """The largest relative distance between its outputs and gradients and the formula's: of two rows, of which one may borrow the other."""
     lengths, key_heads, drawn = (LONG + 50, 300), 2, torch.Generator("cuda").manual_seed(0)
     tokens, heads, scale = sum(lengths), group * key_heads, width**-0.5
-    rows = Rows(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), lengths=lengths)
+    starts = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+    rows = Rows(starts, tokens, lengths=lengths, loans=((0, lengths[0], tokens),) if lent else ())
     qkv = torch.randn(tokens, heads + 2 * key_heads, width, device="cuda", dtype=dtype, generator=drawn)
     do = torch.randn(tokens, heads, width, device="cuda", dtype=dtype, generator=drawn)
     turn = Turn(torch.ones(tokens, width // 2, device="cuda"), torch.zeros(tokens, width // 2, device="cuda"))
@@ -143,7 +172,8 @@ def _distance(group: int, width: int, dtype: torch.dtype, window: int | None) ->
     attend_by_flash_backward(do, q, k, v, o, lse, rows, scale, window, turn, gradients)
     with torch.enable_grad():
         exact = qkv.float().requires_grad_()
-        expected = torch.cat([_formula(row.transpose(0, 1), split, scale, window).transpose(0, 1) for row in exact.split(lengths)])
+        seen = exact.split((tokens,) if lent else lengths)  # with all that it borrows, a row is one like others
+        expected = torch.cat([_formula(row.transpose(0, 1), split, scale, window).transpose(0, 1) for row in seen])
         wanted = torch.autograd.grad(expected, exact, do.float())[0]
     pairs = [(o, expected.detach()), *zip(gradients.view(qkv.shape).split(split, 1), wanted.split(split, 1), strict=True)]
     return max(float((one - other).norm() / other.norm()) for one, other in pairs)

@@ -194,7 +194,7 @@ class FastModel:
         if graphs is None and long_alone(rows):
             return self._layers(*lengthened(input_ids, position_ids), training, at)[:count]
         size, inputs = padded(input_ids, position_ids, rows, BUCKET if graphs else STEP)
-        filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs, () if graphs else rows.lengths), training
+        filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs, None if graphs else rows), training
         if graphs is None:
             return self._layers(*filled, at)[:count]
         if graphs.ready(size, inputs):

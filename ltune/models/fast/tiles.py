@@ -28,7 +28,8 @@ class Rows:
     starts: Tensor  # (rows + 1,) int32: where each begins, and T
     longest: int  # tokens, lent ones included
     lent: Lent | None = None  # rows may see tokens of another before their own
-    lengths: tuple[int, ...] = ()  # of each row, its own tokens, where the host is to know: then cuDNN may take the long ones
+    lengths: tuple[int, ...] = ()  # of each row, its own tokens, where the host is to know: then others' kernels may take the long ones
+    loans: tuple[tuple[int, int, int], ...] = ()  # likewise, of each row that is lent: its place, that of the rows behind it, their end
 
 
 class Sizes(NamedTuple):

@@ -57,11 +57,12 @@ def padded(input_ids: Tensor, position_ids: Tensor, rows: Rows, step: int) -> tu
     return size, filled
 
 
-def rows_of(size: Size, inputs: dict[str, Tensor], lengths: tuple[int, ...] = ()) -> Rows:
-    """Of a batch that was filled up; ``lengths`` are those before, where the host is to know them."""
+def rows_of(size: Size, inputs: dict[str, Tensor], before: Rows | None = None) -> Rows:
+    """Of a batch that was filled up; ``before``: its rows, where the host is to know them."""
     lent = Lent(inputs["lenders"], inputs["borrowed"], inputs["borrowers"], size.lent) if size.lent else None
+    lengths, loans = (before.lengths, before.loans) if before else ((), ())
     more = size.tokens - sum(lengths)
-    return Rows(inputs["starts"], size.longest, lent, (*lengths, more) if lengths and more else lengths)
+    return Rows(inputs["starts"], size.longest, lent, (*lengths, more) if lengths and more else lengths, loans)
 
 
 def _up(count: int, step: int) -> int:
