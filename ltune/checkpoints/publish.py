@@ -5,6 +5,7 @@ A folder is written under a hidden name beside its final one, sealed with `manif
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -234,6 +235,7 @@ def _sha256(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, allow_nan=False).encode("utf-8")).hexdigest()
 
 
+@functools.cache  # looking takes as long as writing a small checkpoint
 def _versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:

@@ -1,7 +1,8 @@
 """Attention of long rows by FlashAttention-4 (https://pypi.org/project/flash-attn-4), where it is installed and serves the card: the
 quickest (measured).
 
-Its gradients are the same bits each time where that is asked for. Up to EXACT tokens a row that costs little and is done always.
+Its gradients are the same bits each time where that is asked for. Up to EXACT tokens a row that costs little and is done always. Of rows
+that borrow another's tokens, it is asked twice: for what they see of their own tokens, as of all rows, and for what they see of the lent.
 """
 
 import logging
