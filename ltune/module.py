@@ -26,7 +26,7 @@ from ltune.models.card import Card
 from ltune.models.fast.ahead import compiled_meanwhile
 from ltune.models.load import load_model
 from ltune.models.outline import outline
-from ltune.models.precision import compute_dtype, weights_dtype
+from ltune.models.precision import compute_dtype, warn_if_slow, weights_dtype
 from ltune.models.quantize import NF4, Quantizer
 from ltune.models.save import save_result
 from ltune.models.tokenizer import load_tokenizer
@@ -133,6 +133,7 @@ class FineTuner(Module):
         if self.model is not None:
             return
         precision, device, flat = str(self.trainer.precision), self.trainer.strategy.root_device, self.data.layout == "flat"
+        warn_if_slow(precision, device)
         wanted: dict[str, Any] = {
             "dtype": weights_dtype(precision, frozen=self.adapter.freezes_base),
             "quantize": self.quantize,

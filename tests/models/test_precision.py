@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ltune.errors import UsageError
 from ltune.models.adapters import LoRA, trainable_state
-from ltune.models.precision import TruePrecision, compute_dtype, weights_dtype
+from ltune.models.precision import TruePrecision, compute_dtype, warn_if_slow, weights_dtype
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -102,3 +102,21 @@ def test_32_true_is_plain_float32(tmp_path: Path) -> None:
     tuner, trainer = train("32-true", FP32, tmp_path)
     assert trainer.precision == "32-true"
     assert tuner.seen == {FP32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "flags", "says"),
+    [
+        ("bf16-true", "cpu", "avx2", True),
+        ("bf16-mixed", "cpu", "avx2", True),
+        ("bf16-true", "cpu", "avx2 avx512_bf16", False),
+        ("32-true", "cpu", "avx2", False),
+        (None, "cpu", "avx2", False),
+        ("bf16-true", "cuda", "avx2", False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_told_of(precision, device, flags, says, tmp_path, caplog):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+    warn_if_slow(precision, torch.device(device), tmp_path)
+    assert ("32-true is several times as fast" in caplog.text) is says
