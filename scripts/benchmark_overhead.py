@@ -1,8 +1,9 @@
-"""What the framework costs: the step of a real ``ltune fit`` less that of a bare PyTorch loop over the same model, rows and optimizer.
+"""What the framework costs: the step of a real ``ltune fit`` less that of a bare PyTorch loop over the same model, rows and optimizer; and
+that of Lightning's Trainer alone, with nothing around it.
 
     python scripts/benchmark_overhead.py [--steps 600] [--profile FILE]
 
-On the CPU, with one thread. Both run in processes of their own, which take turns of 20 steps: what else the machine does meets both alike.
+On the CPU, with one thread. All run in processes of their own, which take turns of 20 steps: what else the machine does meets them alike.
 Compared are times between two optimizer steps, on the wall and in the processor (all threads; what other processes take away does not
 count), and means of a whole turn, which have the logging of every tenth step in them. --profile writes what cProfile saw of the steps of
 a fit instead.
@@ -15,8 +16,11 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 WARM_UP = 30  # steps
 TURN = 20  # steps
@@ -38,16 +42,21 @@ def main() -> None:
     if arguments.profile:
         Contestant("fit", turns, arguments.profile).finish(turns)
         return
-    both = Contestant("bare", turns), Contestant("fit", turns)
-    found: dict[str, list[Turn]] = {one.name: [] for one in both}
+    contestants = [Contestant(name, turns) for name in LOOPS]
+    found: dict[str, list[Turn]] = {one.name: [] for one in contestants}
     for number in range(turns):
-        for one in both if number % 2 == 0 else reversed(both):
+        for one in contestants if number % 2 == 0 else reversed(contestants):
             found[one.name].append(one.turn())
-    print("| ms a step | bare | fit | overhead, median of the turns | overhead, quietest turns |\n|---|---:|---:|---:|---:|")
+    print("| ms a step | bare | Lightning's over it: median of the turns | quietest | fit's over it: median | quietest |")
+    print("|---|---:|---:|---:|---:|---:|")
     for kind, of_turn in KINDS.items():
-        bare, fit = ([1000 * of_turn(turn) for turn in found[one.name]] for one in both)
-        over = statistics.median(with_it - without for with_it, without in zip(fit, bare, strict=True))
-        print(f"| {kind} | {statistics.median(bare):.3f} | {statistics.median(fit):.3f} | {over:.3f} | {min(fit) - min(bare):.3f} |")
+        bare, *others = ([1000 * of_turn(turn) for turn in found[name]] for name in LOOPS)
+        over = (f"{median_over(other, bare):.3f} | {min(other) - min(bare):.3f}" for other in others)
+        print(f"| {kind} | {statistics.median(bare):.3f} |", " | ".join(over), "|")
+
+
+def median_over(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(mine - other for mine, other in zip(ours, theirs, strict=True))
 
 
 KINDS = {
@@ -117,7 +126,7 @@ def steps_of(name: str, turns: int, connection: Connection, profile: str | None)
     register_optimizer_step_post_hook(tick)
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder) / "model")
-        {"bare": bare, "fit": fit}[name](Path(folder), WARM_UP + turns * TURN)
+        LOOPS[name](Path(folder), WARM_UP + turns * TURN)
     profiler.write()
 
 
@@ -170,6 +179,42 @@ def bare(folder: Path, steps: int) -> None:
     """Model, loss, backward, clip, step; the batches lie ready."""
     import torch
 
+    batches, loss, trained, optimizer, schedule = parts(folder, steps)
+    for batch in batches:
+        loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def lightning(folder: Path, steps: int) -> None:
+    """The same by a Trainer that logs, shows and saves nothing."""
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+
+    batches, loss, trained, optimizer, schedule = parts(folder, steps)
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trained = torch.nn.ParameterList(trained)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return loss(batch)
+
+        def configure_optimizers(self) -> dict[str, Any]:
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    nothing = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", devices=1, max_steps=steps, gradient_clip_val=1.0, default_root_dir=folder, **nothing)
+    trainer.fit(Module(), torch.utils.data.DataLoader(batches, batch_size=None))
+
+
+def parts(folder: Path, steps: int) -> tuple[list[Any], Callable[[Any], Any], list[Any], Any, Any]:
+    """As many batches as steps, what gives the loss of one, what is trained, by which optimizer and schedule."""
+    import torch
+
     from ltune.data.encode import Encoder
     from ltune.data.prepared import prepare
     from ltune.data.rows import Chat
@@ -188,6 +233,7 @@ def bare(folder: Path, steps: int) -> None:
     rows = prepare(["quickstart"], folder, rows=Chat, encoder=encoder, cache=folder / "cache")
     read = Batches(Split.whole(rows), flat=True, pad_id=tokenizer.pad_token_id)
     sampler = WindowSampler(rows.trained, seed=42, batch_size=1, accumulate=1, rank=0, world_size=1)
+    epoch = [batch.tensors() for window in sampler for batch in read[window].batches()]
     device = torch.device("cpu")
     options = {"quantize": None, "attention": None, "revision": None, "trust_remote_code": None}
     base = load_model(str(folder / "model"), dtype=torch.float32, device=device, **options)
@@ -196,16 +242,10 @@ def bare(folder: Path, steps: int) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: Cosine().factor(step, steps))
-    done = 0
-    while done < steps:
-        batches = [batch.tensors() for window in sampler for batch in read[window].batches()]
-        for batch in batches[: steps - done]:
-            objective.loss(policy, batch).loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            done += 1
+    return list(islice(cycle(epoch), steps)), lambda batch: objective.loss(policy, batch).loss, trained, optimizer, schedule
+
+
+LOOPS = {"bare": bare, "lightning": lightning, "fit": fit}
 
 
 if __name__ == "__main__":
