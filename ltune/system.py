@@ -1,4 +1,4 @@
-"""What is asked of the operating system: that files reach the disk, whether a process lives, its memory, and what the processor can."""
+"""What is asked of the operating system: that files reach the disk, whether a process lives, and how much memory is left."""
 
 import os
 from pathlib import Path
@@ -49,16 +49,6 @@ def free_memory(root: Path = Path("/")) -> int | None:
             continue
         found.append(left + (_line(root / folder / "memory.stat", reclaimable) or 0))
     return max(0, min(found)) if found else None
-
-
-def multiplies_bfloat16(root: Path = Path("/")) -> bool | None:
-    """Whether the processor has instructions for it; without, products take several times as long as float32's. None where nobody tells."""
-    try:
-        lines = (root / "proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), None)  # of x86, and of Arm
-    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def _line(file: Path, name: str) -> int | None:

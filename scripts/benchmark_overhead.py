@@ -103,7 +103,7 @@ def steps_of(name: str, turns: int, connection: Connection, profile: str | None)
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     torch.set_num_threads(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    nowhere, seen = os.open(os.devnull, os.O_WRONLY), os.dup(2)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     ticks: Turn = []
@@ -125,8 +125,12 @@ def steps_of(name: str, turns: int, connection: Connection, profile: str | None)
 
     register_optimizer_step_post_hook(tick)
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder) / "model")
-        LOOPS[name](Path(folder), WARM_UP + turns * TURN)
+        try:
+            make_model(Path(folder) / "model")
+            LOOPS[name](Path(folder), WARM_UP + turns * TURN)
+        except BaseException:
+            os.dup2(seen, 2)  # for the traceback
+            raise
     profiler.write()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ltune.system import free_memory, multiplies_bfloat16
+from ltune.system import free_memory
 
 
 def test_this_machine_tells():
@@ -39,20 +39,3 @@ def test_what_is_left_of_the_memory(tmp_path, files, free):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert free_memory(tmp_path) == free
-
-
-@pytest.mark.parametrize(
-    ("text", "known"),
-    [
-        ("processor : 0\nflags\t\t: fpu avx2 avx512f\n", False),
-        ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
-        ("processor : 0\nFeatures\t: fp asimd i8mm bf16\n", True),
-        ("processor : 0\n", None),
-        (None, None),
-    ],
-)
-def test_what_the_processor_can(tmp_path, text, known):
-    if text is not None:
-        (tmp_path / "proc").mkdir()
-        (tmp_path / "proc" / "cpuinfo").write_text(text)
-    assert multiplies_bfloat16(tmp_path) is known

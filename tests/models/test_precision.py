@@ -105,18 +105,19 @@ def test_32_true_is_plain_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "flags", "says"),
+    ("precision", "device", "known", "says"),
     [
-        ("bf16-true", "cpu", "avx2", True),
-        ("bf16-mixed", "cpu", "avx2", True),
-        ("bf16-true", "cpu", "avx2 avx512_bf16", False),
-        ("32-true", "cpu", "avx2", False),
-        (None, "cpu", "avx2", False),
-        ("bf16-true", "cuda", "avx2", False),
+        ("bf16-true", "cpu", {"avx2": True, "avx512_bf16": False}, True),
+        ("bf16-mixed", "cpu", {"avx2": True, "amx_bf16": False}, True),
+        ("bf16-true", "cpu", {"avx2": True, "avx512_bf16": True, "amx_bf16": False}, False),
+        ("bf16-true", "cpu", {"neon": True, "bf16": True}, False),
+        ("bf16-true", "cpu", {}, False),
+        ("32-true", "cpu", {"avx2": True}, False),
+        (None, "cpu", {"avx2": True}, False),
+        ("bf16-true", "cuda", {"avx2": True}, False),
     ],
 )
-def test_a_processor_without_bfloat16_is_told_of(precision, device, flags, says, tmp_path, caplog):
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "cpuinfo").write_text(f"flags : fpu {flags}\n")
-    warn_if_slow(precision, torch.device(device), tmp_path)
+def test_a_processor_without_bfloat16_is_told_of(precision, device, known, says, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    warn_if_slow(precision, torch.device(device))
     assert ("32-true is several times as fast" in caplog.text) is says

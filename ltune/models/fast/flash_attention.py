@@ -87,7 +87,7 @@ def attend_by_flash_backward(
         lent, own = slice(begin, middle), slice(middle, end)
         inputs = q[own], k[lent], v[lent], o[own], do[own], lse[:, own].contiguous()
         parts = _package()._flash_attn_bwd(*(one[None] for one in inputs), softmax_scale=scale, deterministic=exact)
-        for whole, part in zip((dq[own], dk[lent], dv[lent]), parts, strict=False):
+        for whole, part in zip((dq[own], dk[lent], dv[lent]), parts, strict=True):
             whole += part[0]
     rotate(gradients[:, : heads + key_heads], turn.cos, -turn.sin)
 
