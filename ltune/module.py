@@ -249,7 +249,7 @@ class FineTuner(Module):
     def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses and metrics, and of how many tokens or rows."""
         for batch in self.steps.collect(step).batches():
-            loss, metrics = self.objective.loss(self.policy, batch.tensors().to(self.device))
+            loss, metrics = self.objective.loss(self.policy, batch.tensors(self.device))
             self.evaluation.add(loss, metrics, *self.objective.counted(batch), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:

@@ -34,12 +34,12 @@ class Outcome:
     @property
     def loss(self) -> float:
         """Of the step."""
-        return self._read(0)
+        return self._read()[0]
 
     @property
     def norm(self) -> float:
         """Of the gradient."""
-        return self._read(1)
+        return self._read()[1]
 
     def metrics(self, add_ranks: Callable[[Tensor], Tensor]) -> Callable[[], dict[str, float]]:
         """The objective's, of the step. To be asked on all ranks, or on none; reading what is returned waits for the device.
@@ -60,10 +60,10 @@ class Outcome:
 
         return read
 
-    def _read(self, place: int) -> float:
+    def _read(self) -> list[float]:
         if self.ready is not None:
             self.ready.wait()
-        return float(self.values[place])
+        return self.values.tolist()
 
     def guard(self, optimizer: Optimizer) -> None:
         """Have a fused optimizer leave the step out, on the device, if something is not finite; the host can look later."""
@@ -82,10 +82,11 @@ class Outcome:
         Raises:
             NonFiniteError: With the rows.
         """
-        if not math.isfinite(self.loss):
-            raise NonFiniteError(self._message("loss", self.loss, place))
-        if norm_too and not math.isfinite(self.norm):
-            raise NonFiniteError(self._message("gradient norm", self.norm, place))
+        loss, norm = self._read()
+        if not math.isfinite(loss):
+            raise NonFiniteError(self._message("loss", loss, place))
+        if norm_too and not math.isfinite(norm):
+            raise NonFiniteError(self._message("gradient norm", norm, place))
 
     def _message(self, what: str, value: float, place: Callable[[int], str]) -> str:
         bad = [row for part in self.parts if not torch.isfinite(part.loss) for row in part.rows]

@@ -1,6 +1,7 @@
 """An optimizer step of all its micro-batches: forward and backward, again with less where memory runs out, and what it came to."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,12 @@ class Steps:
         batches = step.batches(module.memory.most_tokens, once=once, any_order=module.objective.any_order)
         for number, batch in enumerate(batches, 1):
             seed_step(module.seed, *position, number - 1, module.global_rank)  # dropout depends on the place in training alone
-            loss, metrics = module.objective.loss(module.policy, batch.tensors().to(device, non_blocking=True))
+            loss, metrics = module.objective.loss(module.policy, batch.tensors(device, non_blocking=True))
             self.parts.append(Part(loss.detach(), batch.rows, metrics))
             loss = loss * module.trainer.world_size
             if self._joined and number == len(batches):
                 return loss
-            with torch.autocast(device.type, enabled=False):
+            with _without_autocast(device.type):
                 module.trainer.strategy.backward(loss, None)
         return torch.stack([part.loss for part in self.parts]).sum()
 
@@ -136,6 +137,10 @@ class Steps:
     def add_ranks(self, values: Tensor) -> Tensor:
         """The sum over the ranks."""
         return self.module.trainer.strategy.reduce(values, reduce_op="sum")
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def trained_by(optimizer: Optimizer) -> list[torch.nn.Parameter]:

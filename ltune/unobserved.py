@@ -1,8 +1,10 @@
 """What Lightning does in each step for somebody who watches or waits, made cheap for when nobody does."""
 
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor
@@ -18,8 +20,32 @@ class Unprofiled(PassThroughProfiler):
         return NOTHING
 
 
+class Unhooked:
+    """A callback that Lightning passes over at those of a step's hooks which its class does not define, instead of entering it there to do
+    nothing: it asks whether a hook can be called."""
+
+    on_train_batch_start: Any = None
+    on_before_zero_grad: Any = None
+    on_before_backward: Any = None
+    on_after_backward: Any = None
+    on_before_optimizer_step: Any = None
+    on_train_batch_end: Any = None
+
+
 class Module(LightningModule):
     """A LightningModule with nothing to do where there is nothing to do."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Lightning asks in each step whether training_step takes a batch's number; inspect has the answer here."""
+        super().__init_subclass__(**options)
+        step = cls.__dict__.get("training_step")
+        if step is not None:
+            step.__signature__ = signature(step)
+
+    def _apply_batch_transfer_handler(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Nothing: ``steps.py`` brings each micro-batch to the device when its turn comes. Lightning would look four times whether the
+        data or the model has a way of its own."""
+        return batch
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Of a loss with something behind it; where ``steps.py`` has been through all micro-batches, Lightning comes with one that has

@@ -207,6 +207,9 @@ def lightning(folder: Path, steps: int) -> None:
         def training_step(self, batch: Any, _: int) -> torch.Tensor:
             return loss(batch)
 
+        def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
+            return batch
+
         def configure_optimizers(self) -> dict[str, Any]:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from torch.utils.data import DataLoader
 
 from ltune.cli import main
-from ltune.unobserved import Module, Unprofiled
+from ltune.unobserved import Module, Unhooked, Unprofiled
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
@@ -38,12 +38,12 @@ class Tiny(Module):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder, profiler):
+def fit(folder, profiler=None, callbacks=()):
     torch.manual_seed(0)
     module = Tiny()
     trainer = Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, profiler=profiler,
+        enable_model_summary=False, profiler=profiler, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.fit(module, DataLoader(torch.ones(4, 2)))
     return module
@@ -67,6 +67,38 @@ def test_a_profiler_that_is_asked_for_times_the_hooks(tmp_path):
     profiler = SimpleProfiler()
     fit(tmp_path, profiler)
     assert any("training_step" in name for name in profiler.recorded_durations)
+
+
+STEP = [  # in their order
+    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
+    "on_train_batch_end",
+]  # fmt: skip
+
+
+def test_a_callback_is_passed_over_where_it_has_no_hook_of_its_own(tmp_path):
+    seen = []
+
+    def telling(name):
+        return lambda self, *arguments: seen.append(name)
+
+    class Some(Unhooked, Callback):
+        on_before_backward = telling("on_before_backward")
+        on_train_batch_end = telling("on_train_batch_end")
+        on_train_end = telling("on_train_end")
+
+    profiler = SimpleProfiler()
+    fit(tmp_path, profiler, [Some()])
+    assert seen == ["on_before_backward", "on_train_batch_end"] * 4 + ["on_train_end"]
+    entered = {name.rpartition(".")[2] for name in profiler.recorded_durations if "Some" in name}
+    assert entered.intersection(STEP) == {"on_before_backward", "on_train_batch_end"}
+    assert "on_train_epoch_start" in entered  # others cost once an epoch
+
+
+def test_each_hook_of_a_step_may_be_left_out(tmp_path):
+    profiler = SimpleProfiler()
+    fit(tmp_path, profiler, [Callback()])
+    of_steps = {name.rpartition(".")[2] for name, took in profiler.recorded_durations.items() if "]Callback." in name and len(took) == 4}
+    assert of_steps == set(STEP) == {name for name in vars(Unhooked) if name.startswith("on_")}
 
 
 def test_a_step_goes_backward_once_for_each_of_its_micro_batches(tmp_path, monkeypatch):

@@ -9,15 +9,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from ltune.callbacks.stop import GracefulStop, Stopped
-from ltune.callbacks.when import stepped
 from ltune.checkpoints.run import RunFolder
 from ltune.checkpoints.store import CheckpointStore
 from ltune.errors import UsageError
+from ltune.unobserved import Unhooked
 
 log = logging.getLogger(__name__)
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(Unhooked, Checkpoint):
     """Saves the trained weights, the optimizer and the position, so that the same command continues bit for bit.
 
     Args:
@@ -44,8 +44,6 @@ class Checkpoints(Checkpoint):
             trainer.training = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
-        if not stepped(trainer):
-            return
         stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
         requested = stop.requested(trainer)
         if requested or self._due(trainer):
@@ -67,7 +65,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where training ended between two saves, by an early stop."""
-        if trainer.global_step != self._saved and stepped(trainer):
+        if trainer.global_step != self._saved:
             self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from torch.optim import Optimizer
 
 from ltune.callbacks.step_numbers import tell
 from ltune.callbacks.when import at_log_step
+from ltune.unobserved import Unhooked
 
 
-class LearningRate(Callback):
+class LearningRate(Unhooked, Callback):
     """Logs train/lr, the learning rate that the step was taken with (that of the first parameter group)."""
 
     def __init__(self) -> None:

@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ltune.callbacks.metrics_file import read_metrics
 from ltune.checkpoints.publish import write_atomically
 from ltune.errors import ResourceError
+from ltune.unobserved import Unhooked
 
 
-class LossPlot(Callback):
+class LossPlot(Unhooked, Callback):
     """Draws loss.png into the run folder when training ends, and when it ends with an error."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from ltune.callbacks.step_numbers import when_told
-from ltune.callbacks.when import at_log_step, stepped
+from ltune.callbacks.when import at_log_step
+from ltune.unobserved import Unhooked
 
 SHOWN = {  # metric: how it is shown
     "train/epoch": "epoch {:.2f}",
@@ -27,7 +28,7 @@ SHOWN = {  # metric: how it is shown
 SHOWN_AFTER_VALIDATION = {"val/loss": "val/loss {:.4f}", "val/perplexity": "val/perplexity {:.3f}"}
 
 
-class Progress(ProgressBar):
+class Progress(Unhooked, ProgressBar):
     """Progress of training (in optimizer steps), validation, test and prediction (in batches).
 
     Args:
@@ -61,11 +62,15 @@ class Progress(ProgressBar):
         self._advance("training", trainer.global_step, trainer.estimated_stepping_batches)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
-        if not self._enabled or not stepped(trainer):
+        if not self._enabled:
+            return
+        self._remaining.count_step()
+        logged = at_log_step(trainer)
+        if not logged and not self._on_terminal:
             return
         step, total = trainer.global_step, trainer.estimated_stepping_batches
-        eta = self._remaining.after_step(total - step)
-        if at_log_step(trainer):
+        eta = self._remaining.of(total - step)
+        if logged:
             when_told(trainer, partial(self._show, step, total, eta))
         else:
             self._advance("training", step, total, eta=eta)
@@ -169,11 +174,14 @@ class Remaining:
         self._steps = 0
         self._since = 0.0
 
-    def after_step(self, left: float) -> str:
-        """Call it after each optimizer step with how many are left: "0:03:12", or "?" where that cannot be told yet."""
+    def count_step(self) -> None:
+        """Call it after each optimizer step."""
         self._steps += 1
         if self._steps <= self._skip:
             self._since = time.monotonic()
+
+    def of(self, left: float) -> str:
+        """Right after a step, for how many are left: "0:03:12", or "?" where that cannot be told yet."""
         counted = self._steps - self._skip
         if counted < 1 or not math.isfinite(left):
             return "?" if left else _duration(0)

@@ -13,12 +13,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from ltune.callbacks.when import stepped
+from ltune.unobserved import Unhooked
 
 Read = Callable[[], dict[str, float]]  # may wait for the device; the same on all ranks, and no rank waits for another in it
 
 
-class StepNumbers(Callback):
+class StepNumbers(Unhooked, Callback):
     """Gives the loggers what callbacks before it in the list told of the step, and then whoever waits for that its turn.
 
     Args:
@@ -33,8 +33,6 @@ class StepNumbers(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
         told, self.told = self.told, []
-        if not stepped(trainer):
-            return
         connector = trainer._logger_connector
         logged = connector.should_update_logs  # the first step's numbers are for the display alone
         if logged and connector.metrics["log"]:  # logged by others, in Lightning's way, which counts steps from 0 unless told

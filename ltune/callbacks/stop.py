@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.errors import LtuneError
+from ltune.unobserved import Unhooked
 
 Handler = Callable[[int, FrameType | None], Any] | int | None  # what signal.signal takes and gives
 
@@ -28,7 +29,7 @@ class Stopped(LtuneError):
         self.exit_code = 128 + signum
 
 
-class GracefulStop(Callback):
+class GracefulStop(Unhooked, Callback):
     """Takes SIGTERM and SIGINT while training; a second SIGINT leaves at once, with the last checkpoint as it is."""
 
     def __init__(self) -> None:

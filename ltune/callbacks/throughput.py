@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.callbacks.step_numbers import tell
-from ltune.callbacks.when import at_log_step, stepped
+from ltune.callbacks.when import at_log_step
 from ltune.moment import Moment
+from ltune.unobserved import Unhooked
 
 
-class Throughput(Callback):
+class Throughput(Unhooked, Callback):
     """Logs train/tokens_per_second and train/samples_per_second (all ranks together, padding and validation left out),
     train/step_seconds (of an optimizer step) and train/peak_memory_gib (of the fullest rank: what torch allocated on the GPU, or the
     process's resident memory on the CPU).
@@ -42,7 +43,7 @@ class Throughput(Callback):
         trained = steps.collected  # of some objectives, others than those read
         self._tokens += trained.tokens
         self._samples += len(trained.rows)
-        self._steps += stepped(trainer)
+        self._steps += 1
         if not at_log_step(trainer):
             return
         device = trainer.strategy.root_device

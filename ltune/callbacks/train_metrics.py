@@ -6,9 +6,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ltune.callbacks.step_numbers import tell
 from ltune.callbacks.when import at_log_step
+from ltune.unobserved import Unhooked
 
 
-class TrainMetrics(Callback):
+class TrainMetrics(Unhooked, Callback):
     """Logs train/loss, train/grad_norm, train/epoch, and what the objective tells of the step."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:

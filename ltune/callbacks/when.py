@@ -1,11 +1,6 @@
-"""When a callback should act: after an optimizer step, and after one that is logged. Both are the same on every rank."""
+"""When a callback should act: after an optimizer step that is logged, which is the same on every rank."""
 
 from lightning.pytorch import Trainer
-
-
-def stepped(trainer: Trainer) -> bool:
-    """In a training batch's hooks: whether this micro-batch is the one that finishes an optimizer step."""
-    return not trainer.fit_loop._should_accumulate()
 
 
 def at_log_step(trainer: Trainer) -> bool:
@@ -14,4 +9,5 @@ def at_log_step(trainer: Trainer) -> bool:
     Lightning hands the metrics of the first to the loggers only if log_every_n_steps is 1; the progress display shows them.
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and stepped(trainer) and (trainer.global_step == 1 or trainer.global_step % every == 0)
+    step = trainer.global_step
+    return every > 0 and (step == 1 or step % every == 0)

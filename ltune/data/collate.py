@@ -76,15 +76,12 @@ class Batch:
         """One of ``extras``; of a batch without rows, which has none, no number."""
         return self.extras[name] if self.sequences else torch.zeros(0, device=self.predict_at.device)
 
-    def tensors(self) -> "Batch":
-        """The same with torch tensors that share the arrays' memory."""
-        return self._map(lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+    def tensors(self, device: torch.device | str = "cpu", *, non_blocking: bool = False) -> "Batch":
+        """The same with tensors on ``device``; on the CPU they share the arrays' memory."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        """The same on ``device``; Lightning calls this."""
-        return self._map(lambda value: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value)
+        def change(value: Any) -> Any:
+            return torch.from_numpy(value).to(device, non_blocking=non_blocking) if isinstance(value, np.ndarray) else value
 
-    def _map(self, change: Callable[[Any], Any]) -> "Batch":
         extras = {name: change(value) for name, value in self.extras.items()}
         inner = self.compact and replace(self.compact, **_changed(self.compact, change))
         return replace(self, **_changed(self, change) | {"extras": extras, "compact": inner})
@@ -157,10 +154,6 @@ class Step:
         lengths = [len(sequence) for row in rows for sequence in self.sequences[row]]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Step":
-        """Itself: each micro-batch goes to the device when its turn comes. Lightning calls this."""
-        return self
-
 
 def collate(
     sequences: list[Sequence], rows: tuple[int, ...], window_tokens: float, window_rows: int, *, flat: bool, pad_id: int, once: bool = True
@@ -175,7 +168,7 @@ def collate(
     trained[:, 0] = False  # nothing stands before it
     predict_at = np.flatnonzero(trained) - 1
     targets = labels[trained]
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    starts = np.cumsum([0, *lengths], dtype=np.int32)
     tokens = sum(lengths) if sequences else 0
     places = predict_at, targets, starts, tuple(lengths), tokens
     computed = compact(input_ids[0], position_ids[0], starts, predict_at) if flat and once else None
@@ -189,9 +182,9 @@ def _extras(sequences: list[Sequence]) -> dict[str, np.ndarray]:
 
 
 def _flat(sequences: list[Sequence], lengths: list[int], pad_id: int) -> LaidOut:
-    input_ids = np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64)[None]  # (1, T)
+    input_ids = np.concatenate([sequence.input_ids for sequence in sequences], dtype=np.int64)[None]  # (1, T)
     position_ids = np.concatenate([np.arange(length) for length in lengths])[None]
-    labels = np.concatenate([sequence.labels for sequence in sequences]).astype(np.int64)[None]
+    labels = np.concatenate([sequence.labels for sequence in sequences], dtype=np.int64)[None]
     return input_ids, position_ids, labels, None
 
 

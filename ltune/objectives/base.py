@@ -59,7 +59,7 @@ class Actor:
         """The step's rows, as they fit into the memory, on the device."""
         for number, batch in enumerate(step.batches(self.most_tokens)):
             self.seed(number)
-            yield batch.tensors().to(self.device, non_blocking=True)
+            yield batch.tensors(self.device, non_blocking=True)
 
     def wait(self) -> None:
         """Until the device has done what it was asked."""

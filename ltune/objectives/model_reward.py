@@ -62,7 +62,7 @@ class ModelReward(RewardFunction):
             flat=flat,
             pad_id=0,
         )
-        return [score for batch in step.batches() for score in self.model.scores(batch.tensors().to(self.device)).tolist()]
+        return [score for batch in step.batches() for score in self.model.scores(batch.tensors(self.device)).tolist()]
 
 
 def _tokens(answer: Answer) -> Tokens:

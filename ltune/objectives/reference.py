@@ -63,7 +63,7 @@ class Reference(ABC):
         if key not in self._kept:
             alone = replace(step, micro_batches=((row,),), sequences={row: parts})
             (batch,) = alone.batches()
-            losses = self.compute(actor.policy, batch.tensors().to(actor.device)).float().cpu().numpy()
+            losses = self.compute(actor.policy, batch.tensors(actor.device)).float().cpu().numpy()
             ends = np.cumsum([int(np.count_nonzero(np.asarray(part.labels) != IGNORE)) for part in parts])
             self._kept[key] = np.split(losses, ends[:-1])
         return tuple(replace(part, extras={**part.extras, KEPT: one}) for part, one in zip(parts, self._kept[key], strict=True))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ltune.callbacks.learning_rate import LearningRate
 from ltune.callbacks.metrics_file import JSONLines, read_metrics
 from ltune.callbacks.step_numbers import StepNumbers
-from ltune.callbacks.when import at_log_step, stepped
+from ltune.callbacks.when import at_log_step
 from ltune.errors import ResourceError
 
 
@@ -89,7 +89,7 @@ class SaveAt(Callback):
         self.step, self.path = step, path
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step and stepped(trainer):
+        if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
 
 
@@ -118,10 +118,9 @@ class Tiny(LightningModule):
 
 def fit(folder: Path, max_epochs: int, every: int, save_at: int | None = None, **options) -> None:
     torch.manual_seed(1)
-    rows = DataLoader(torch.randn(14, 4), batch_size=2)  # 7 micro-batches, 4 steps an epoch
+    rows = DataLoader(torch.randn(14, 4), batch_size=4)  # 4 steps an epoch
     trainer = Trainer(
-        default_root_dir=folder, max_epochs=max_epochs, accumulate_grad_batches=2, log_every_n_steps=every,
-        logger=JSONLines(folder), accelerator="cpu",
+        default_root_dir=folder, max_epochs=max_epochs, log_every_n_steps=every, logger=JSONLines(folder), accelerator="cpu",
         callbacks=[Another(), LearningRate(), StepNumbers(), SaveAt(save_at, folder / "checkpoint")], num_sanity_val_steps=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip

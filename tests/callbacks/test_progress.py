@@ -45,12 +45,12 @@ class Tiny(LightningModule):
 
 def trainer_with(bar: Progress, folder: Path, **options) -> Trainer:
     return Trainer(
-        default_root_dir=folder, accumulate_grad_batches=2, log_every_n_steps=5, accelerator="cpu", callbacks=[Metrics(), bar],
+        default_root_dir=folder, log_every_n_steps=5, accelerator="cpu", callbacks=[Metrics(), bar],
         logger=False, enable_checkpointing=False, enable_model_summary=False, **options,
     )  # fmt: skip
 
 
-ROWS = DataLoader(torch.ones(20, 2))
+ROWS = DataLoader(torch.ones(10, 2))
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path):
@@ -126,10 +126,12 @@ def test_the_first_steps_do_not_count_for_the_time_left(clock):
     seen = []
     for seconds, left in ((100, 102), (50, 101), (2, 100), (4, 99)):
         clock[0] += seconds
-        seen.append(remaining.after_step(left))
+        remaining.count_step()
+        seen.append(remaining.of(left))
     assert seen == ["?", "?", "0:03:20", "0:04:57"]
 
 
 def test_without_an_end_there_is_no_time_left(clock):
     remaining = Remaining(skip=0)
-    assert remaining.after_step(float("inf")) == "?"
+    remaining.count_step()
+    assert remaining.of(float("inf")) == "?"

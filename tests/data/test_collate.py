@@ -80,7 +80,7 @@ def test_starts_bound_each_row(lengths, flat):
 
 def test_arrays_become_tensors_that_share_their_memory():
     batch = collate([sequence(3)], (0,), 50, 6, flat=True, pad_id=PAD)
-    tensors = batch.tensors().to(torch.device("cpu"))
+    tensors = batch.tensors()
     assert isinstance(tensors.starts, torch.Tensor)
     assert tensors.starts.dtype is torch.int32
     assert tensors.attention_mask is None
