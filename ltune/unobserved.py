@@ -21,8 +21,8 @@ class Unprofiled(PassThroughProfiler):
 
 
 class Unhooked:
-    """A callback that Lightning passes over at those of a step's hooks which its class does not define, instead of entering it there to do
-    nothing: it asks whether a hook can be called."""
+    """A callback or module that Lightning passes over at those of a step's hooks which its class does not define, instead of entering it
+    there to do nothing: it asks whether a hook can be called."""
 
     on_train_batch_start: Any = None
     on_before_zero_grad: Any = None
@@ -32,7 +32,7 @@ class Unhooked:
     on_train_batch_end: Any = None
 
 
-class Module(LightningModule):
+class Module(Unhooked, LightningModule):
     """A LightningModule with nothing to do where there is nothing to do."""
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -99,6 +99,8 @@ def test_each_hook_of_a_step_may_be_left_out(tmp_path):
     fit(tmp_path, profiler, [Callback()])
     of_steps = {name.rpartition(".")[2] for name, took in profiler.recorded_durations.items() if "]Callback." in name and len(took) == 4}
     assert of_steps == set(STEP) == {name for name in vars(Unhooked) if name.startswith("on_")}
+    of_module = {name.rpartition(".")[2] for name in profiler.recorded_durations if "]Tiny." in name}
+    assert of_module.intersection(STEP) == {"on_train_batch_start"}, "the one it has"
 
 
 def test_a_step_goes_backward_once_for_each_of_its_micro_batches(tmp_path, monkeypatch):
