@@ -1,9 +1,10 @@
 """What the framework costs: the step of a real ``ltune fit`` less that of a bare PyTorch loop over the same model, rows and optimizer; and
 that of Lightning's Trainer alone, with nothing around it.
 
-    python scripts/benchmark_overhead.py [--steps 600] [--profile FILE]
+    python scripts/benchmark_overhead.py [--steps 600] [--sets 3] [--profile FILE]
 
 On the CPU, with one thread. All run in processes of their own, which take turns of 20 steps: what else the machine does meets them alike.
+Each set has processes of its own, since one of them differs from the next by some tenths of a millisecond, for all its life.
 Compared are times between two optimizer steps, on the wall and in the processor (all threads; what other processes take away does not
 count), and means of a whole turn, which have the logging of every tenth step in them. --profile writes what cProfile saw of the steps of
 a fit instead.
@@ -42,11 +43,15 @@ def main() -> None:
     if arguments.profile:
         Contestant("fit", turns, arguments.profile).finish(turns)
         return
-    contestants = [Contestant(name, turns) for name in LOOPS]
-    found: dict[str, list[Turn]] = {one.name: [] for one in contestants}
-    for number in range(turns):
-        for one in contestants if number % 2 == 0 else reversed(contestants):
-            found[one.name].append(one.turn())
+    turns //= arguments.sets
+    found: dict[str, list[Turn]] = {name: [] for name in LOOPS}
+    for _ in range(arguments.sets):
+        contestants = [Contestant(name, turns) for name in LOOPS]
+        for number in range(turns):
+            for one in contestants if number % 2 == 0 else reversed(contestants):
+                found[one.name].append(one.turn())
+        for one in contestants:
+            one.process.join()
     print("| ms a step | bare | Lightning's over it: median of the turns | quietest | fit's over it: median | quietest |")
     print("|---|---:|---:|---:|---:|---:|")
     for kind, of_turn in KINDS.items():
@@ -69,6 +74,7 @@ KINDS = {
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--sets", type=int, default=3)
     parser.add_argument("--profile", metavar="FILE", help="write cProfile's statistics of a fit's steps")
     return parser.parse_args()
 
