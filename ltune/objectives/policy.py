@@ -18,6 +18,7 @@ from ltune.models.fast.tiles import Lent, Rows
 from ltune.models.load import enable_gradient_checkpointing
 from ltune.models.noise import with_noise
 from ltune.models.precision import compute_dtype
+from ltune.models.row_attention import attend_by_rows
 
 
 class Policy:
@@ -52,7 +53,7 @@ class Policy:
         """
         if self.fast is not None and batch.flat:
             return self.fast.token_losses(*self._places(batch), batch.targets, smoothing, temperature)
-        logits = self._logits(batch, batch.predict_at).float() / temperature
+        logits = _divided(self._logits(batch, batch.predict_at).float(), temperature)
         return F.cross_entropy(logits, batch.targets, reduction="none", label_smoothing=smoothing)
 
     def hidden(self, batch: Batch, at: Tensor | None = None) -> Tensor:
@@ -100,7 +101,7 @@ class Policy:
             hidden = self.fast.hidden(*self._places(batch))
             return self.fast.losses_from(hidden, batch.targets, temperature=temperature), hidden
         logits, hidden = self._logits_and_hidden(batch, batch.predict_at)
-        return F.cross_entropy(logits.float() / temperature, batch.targets, reduction="none"), hidden
+        return F.cross_entropy(_divided(logits.float(), temperature), batch.targets, reduction="none"), hidden
 
     @contextmanager
     def noise(self, batch: Batch, alpha: float) -> Iterator[None]:
@@ -163,7 +164,8 @@ class Policy:
     def _logits(self, batch: Batch, at: Tensor) -> Tensor:
         # A cache would make transformers take restarting positions for a continued row, and rows would see each other.
         if batch.flat and self.keeps_positions:
-            return self.model(**_inputs(batch), use_cache=False, logits_to_keep=at).logits[0]
+            logits = self.model(**_inputs(batch), use_cache=False, logits_to_keep=at).logits
+            return logits.squeeze(0)  # [0] would be copied in the backward pass
         return self.model(**_inputs(batch), use_cache=False).logits.flatten(0, 1)[at]
 
     def _logits_and_hidden(self, batch: Batch, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,6 +189,11 @@ def _active(model: Any, name: str) -> Iterator[None]:
         model.base_model.set_adapter(before)  # which also makes it trainable again
 
 
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    """Without a copy where that changes nothing."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
 def _inputs(batch: Batch) -> dict[str, Tensor | None]:
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
 
@@ -206,5 +213,6 @@ def policy_of(model: nn.Module, bare: Any, precision: str, flat: bool, quick: bo
     if fast is None and again:
         enable_gradient_checkpointing(bare)
     if fast is None and flat:
+        attend_by_rows(bare)
         assert_rows_isolated(bare)
     return Policy(model, forward_of=bare, fast=fast)
