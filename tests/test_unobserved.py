@@ -38,7 +38,7 @@ class Tiny(Module):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder, profiler=None, callbacks=()):
+def fit(folder, profiler, callbacks=()):
     torch.manual_seed(0)
     module = Tiny()
     trainer = Trainer(

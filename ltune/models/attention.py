@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,27 @@ def assert_rows_isolated(model: nn.Module) -> None:
     with evaluating(model), without_outliers(model), torch.no_grad():
         before = second_row_logits(model, (1 + 2 * row) % vocabulary, second)
         after = second_row_logits(model, (2 + 7 * row) % vocabulary, second)
-    difference = float((before.float() - after.float()).abs().max() / before.float().std())
-    # written so that NaN fails too
-    if not difference <= (TOLERANCE if before.dtype is torch.float32 else TOLERANCE_16_BIT):
+    if not alike(before, after):
+        difference = _difference(before, after)
         raise UsageError(
             f"data.layout: flat does not work with {type(model).__name__}: a row's logits change by {difference:.2g} of their deviation\n"
             "when the row before it changes, so rows would see each other. Set data.layout: padded."
         )
+
+
+def alike(logits: Tensor, others: Tensor) -> bool:
+    """Whether they differ by no more than rounding; numbers that are none do."""
+    return _difference(logits, others) <= (TOLERANCE if logits.dtype is torch.float32 else TOLERANCE_16_BIT)
+
+
+def _difference(logits: Tensor, others: Tensor) -> float:
+    """The largest, in deviations."""
+    return float((logits.float() - others.float()).abs().max() / logits.float().std())
+
+
+def head_width(config: Any) -> int:
+    """Dimensions of an attention head, by a text model's configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def second_row_logits(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ltune.models.attention import head_width
 from ltune.models.fast.memory import LIBRARIES, Need
 
 
@@ -27,7 +28,7 @@ class PlainShape:
     @classmethod
     def of(cls, config: Any, **sizes: Any) -> "PlainShape":
         """Of a text model's configuration; ``sizes`` are what it does not tell."""
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = head_width(config)
         keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         return cls(
             layers=config.num_hidden_layers,

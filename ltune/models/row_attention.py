@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ltune.models.attention import TOLERANCE, TOLERANCE_16_BIT, evaluating
+from ltune.models.attention import alike, evaluating, head_width
 
 TORCH, BY_ROWS = "sdpa", "ltune_rows"  # transformers' name, and ours
 WORTH = 2**20  # masked pairs x heads x dimensions, for each row: then row by row is the quicker (a layer of 64 to 4,096 wide, measured)
@@ -38,14 +38,13 @@ def attend_by_rows(model: Any) -> bool:
         with evaluating(model), torch.no_grad():
             before = _seen(model)
             model.set_attn_implementation(BY_ROWS)
-            same = _alike(_seen(model), before)
+            problem = "" if alike(before, _seen(model)) else "it has other logits"
     except Exception as error:  # whatever a model's own code makes of it
-        log.debug("row by row: %s", error)
-        same = False
-    if not same:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem:
         model.set_attn_implementation(TORCH)
-        log.info("%s attends to all pairs of tokens of a batch, masked: row by row it fails, or has other logits", type(model).__name__)
-    return same
+        log.info("%s attends to all pairs of tokens of a batch, masked; row by row: %s", type(model).__name__, problem)
+    return not problem
 
 
 def _seen(model: Any) -> Tensor:
@@ -53,11 +52,6 @@ def _seen(model: Any) -> Tensor:
     row = torch.arange(isqrt(WORTH // _width(model.config)) + 1)
     ids = torch.cat([1 + 2 * row, 3 + 5 * row]) % model.get_input_embeddings().num_embeddings
     return model(input_ids=ids[None], position_ids=row.repeat(2)[None], attention_mask=None, use_cache=False).logits
-
-
-def _alike(logits: Tensor, before: Tensor) -> bool:
-    most = TOLERANCE if before.dtype is torch.float32 else TOLERANCE_16_BIT
-    return bool((logits.float() - before.float()).abs().max() <= most * before.float().std())
 
 
 def attend(
@@ -102,7 +96,7 @@ def _pays(starts: Tensor, config: Any) -> bool:
 
 def _width(config: Any) -> int:
     text = config.get_text_config()
-    return text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    return text.num_attention_heads * head_width(text)
 
 
 AttentionInterface.register(BY_ROWS, attend)

@@ -22,10 +22,8 @@ from transformers import (
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from ltune.models.row_attention import BY_ROWS, attend_by_rows
+from tests.models.test_attention import ATTENTION, EXPERTS
 
-SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-ATTENTION = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
-EXPERTS = ATTENTION | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 WINDOWED = MistralConfig(**ATTENTION, sliding_window=220)
 LENGTHS = [165, 1, 171, 340, 12]  # enough for their masks to be worth leaving out, as are those of two rows of 300
 
