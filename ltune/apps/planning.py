@@ -218,6 +218,7 @@ def plain_ways(config: dict[str, Any], outlined: Outline, rows: PlannedRows, dty
         largest=largest_quantized(outlined.causal),
         adapted=config["model"]["adapter"]["class_path"].endswith(".LoRA"),
         dropout=bool((config["model"]["adapter"].get("init_args") or {}).get("dropout")),
+        by_rows=attends_by_rows(config, outlined, rows, dtype),
         moments=moments,
     )
     load, padded = rows.load(None), config["data"]["layout"] == "padded"
@@ -229,6 +230,13 @@ def plain_ways(config: dict[str, Any], outlined: Outline, rows: PlannedRows, dty
             outside = CONTEXT if on_cuda(config) else 0
             ways.append(Way(name, None, load.micro_batches, load.tokens, parts(outlined, found, devices, 0), outside))
     return ways
+
+
+def attends_by_rows(config: dict[str, Any], outlined: Outline, rows: PlannedRows, dtype: torch.dtype) -> bool:
+    """Whether transformers' layers are likely to attend to each row by itself on a GPU."""
+    flat, kind = config["data"]["layout"] == "flat", getattr(outlined.causal.config, "_attn_implementation", None)
+    window = getattr(outlined.config, "sliding_window", None) or rows.longest
+    return on_cuda(config) and flat and dtype is not torch.float32 and kind == "sdpa" and rows.longest <= window
 
 
 def parts(outlined: Outline, found: Need, devices: int, copies: int) -> dict[str, int]:

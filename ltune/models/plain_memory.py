@@ -23,6 +23,7 @@ class PlainShape:
     largest: int  # weights of the largest quantized layer
     adapted: bool  # by LoRA: each of its layers keeps an input of its own
     dropout: bool  # in LoRA: and a mask of that
+    by_rows: bool  # rows are attended at once, each by itself: no mask, and keys are not repeated
     moments: float = 2.0  # bytes that the optimizer keeps for a byte that is trained
 
     @classmethod
@@ -54,7 +55,7 @@ def _inner(config: Any) -> int:
 def of_layer(shape: PlainShape, tokens: int) -> int:
     """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended, twice; gate, up and their product.
     Where keys are fewer than queries, a mask of rows has them and the values repeated."""
-    repeated = 2 * shape.attended if shape.qkv < 3 * shape.attended else 0
+    repeated = 2 * shape.attended if shape.qkv < 3 * shape.attended and not shape.by_rows else 0
     row = shape.size * (2 * shape.hidden + shape.qkv + repeated + 2 * shape.attended + 4 * shape.inner) + 8 * shape.hidden
     if shape.adapted:
         row += 3 * shape.size * shape.hidden
@@ -79,7 +80,8 @@ def plain_need(shape: PlainShape, tokens: int, trained_tokens: int, *, padded: b
     kept = shape.layers * (inputs if again else layer)
     # As the head gives them, in float32, their log-probabilities, the gradient, and that as the head wants it
     logits = shape.vocabulary * ((tokens if padded else trained_tokens) * shape.size + trained_tokens * (12 + shape.size))
-    inside = 3 * inputs + 2 * shape.largest * shape.size + (layer if again else 0) + (0 if padded else tokens * tokens * shape.size)
+    mask = 0 if padded or shape.by_rows else tokens * tokens * shape.size
+    inside = 3 * inputs + 2 * shape.largest * shape.size + (layer if again else 0) + mask
     held, optimizer = shape.copied + LIBRARIES, int(shape.moments * shape.trained)
     before = shape.trained if several else 0
     moments = [

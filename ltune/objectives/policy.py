@@ -213,6 +213,6 @@ def policy_of(model: nn.Module, bare: Any, precision: str, flat: bool, quick: bo
     if fast is None and again:
         enable_gradient_checkpointing(bare)
     if fast is None and flat:
-        attend_by_rows(bare)
+        attend_by_rows(bare, compute_dtype(precision))
         assert_rows_isolated(bare)
     return Policy(model, forward_of=bare, fast=fast)

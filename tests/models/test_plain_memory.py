@@ -9,7 +9,7 @@ from ltune.models.adapters import Full, LoRA
 from ltune.models.plain_memory import PlainShape, of_layer, plain_need
 
 TOKENS = 256
-KNOWN = {"size": 2, "trained": 0, "copied": 0, "largest": 0, "dropout": False}
+KNOWN = {"size": 2, "trained": 0, "copied": 0, "largest": 0, "dropout": False, "by_rows": False}
 
 
 def configuration(layers):
@@ -49,3 +49,11 @@ def test_computed_again_less_is_kept():
     assert again.activations == 8 * 4096 * 256 * 2
     assert again.total < once.total
     assert plain_need(shape, 8192, 8192, padded=True, again=True, several=False).total > again.total
+
+
+def test_rows_attended_by_themselves_take_neither_a_mask_nor_keys_repeated():
+    masked = PlainShape.of(configuration(8), adapted=True, **KNOWN)
+    by_rows = PlainShape.of(configuration(8), adapted=True, **KNOWN | {"by_rows": True})
+    one, other = (plain_need(shape, 4096, 4096, padded=False, again=False, several=False) for shape in (masked, by_rows))
+    assert one.activations - other.activations == 8 * 4096 * 2 * 256 * 2
+    assert other.work < one.work

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from ltune.models.row_attention import BY_ROWS, attend_by_rows
+from ltune.models.row_attention import BY_ROWS, attend_both, attend_by_rows
 from tests.models.test_attention import ATTENTION, EXPERTS
 
 WINDOWED = MistralConfig(**ATTENTION, sliding_window=220)
@@ -57,16 +57,22 @@ FAMILIES = [
 def test_logits_and_gradients_are_the_same(config, lengths):
     model, batch = build(config), flat(lengths)
     logits, gradient = logits_and_gradient(model, batch)
-    assert attend_by_rows(model)
+    assert attend_by_rows(model, torch.float32)
     assert model.config._attn_implementation == BY_ROWS
     again = logits_and_gradient(model, batch)
     assert torch.allclose(again[0], logits, atol=1e-5)
     assert torch.allclose(again[1], gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", FAMILIES, ids=lambda config: config.model_type)
+def test_in_16_bits_all_serve_too(config):
+    assert attend_by_rows(build(config).bfloat16(), torch.bfloat16)
+    assert attend_by_rows(build(config), torch.bfloat16)  # weights of a mixed precision
+
+
 def test_each_row_is_what_it_is_alone():
     model = build(LlamaConfig(**ATTENTION))
-    assert attend_by_rows(model)
+    assert attend_by_rows(model, torch.float32)
     batch = flat(LENGTHS)
     logits = model(**batch).logits[0]
     ends = torch.tensor([0, *LENGTHS]).cumsum(0).tolist()
@@ -112,7 +118,7 @@ def test_padded_rows_and_single_ones_have_transformers_masks():
 def test_what_is_computed_again_has_the_rows_of_its_own_forward():
     model, batch, other = build(LlamaConfig(**ATTENTION)), flat(LENGTHS), flat([350, 339], seed=1)
     _, gradient = logits_and_gradient(model, batch)
-    assert attend_by_rows(model)
+    assert attend_by_rows(model, torch.float32)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.zero_grad()
     loss = model(**batch).logits.square().mean()
@@ -126,7 +132,7 @@ def test_answers_are_the_same():
     model = build(LlamaConfig(**ATTENTION)).eval()
     prompts = {"input_ids": flat([6, 6])["input_ids"].view(2, 6), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])}
     answers = model.generate(**prompts, max_new_tokens=8, do_sample=False)
-    assert attend_by_rows(model)
+    assert attend_by_rows(model, torch.float32)
     assert torch.equal(model.generate(**prompts, max_new_tokens=8, do_sample=False), answers)
 
 
@@ -137,19 +143,37 @@ def test_a_model_that_wants_a_mask_of_all_pairs_keeps_it(caplog):
         layer.register_forward_pre_hook(cut, with_kwargs=True)
     expected = model(**batch).logits
     with caplog.at_level("INFO"):
-        assert not attend_by_rows(model)
+        assert not attend_by_rows(model, torch.float32)
     assert "LlamaForCausalLM attends to all pairs" in caplog.text
     assert torch.equal(model(**batch).logits, expected)
 
 
+def test_a_model_that_changes_where_rows_begin_keeps_its_mask(caplog):
+    model = build(LlamaConfig(**ATTENTION))
+    for layer in model.model.layers:
+        first_and_last = lambda _, inputs, options: (inputs, options | {"attention_mask": options["attention_mask"][::2]})  # noqa: E731
+        layer.register_forward_pre_hook(first_and_last, with_kwargs=True)
+    with caplog.at_level("INFO"):
+        assert not attend_by_rows(model, torch.float32)
+    assert "it has other logits" in caplog.text
+
+
+def test_layers_that_attend_otherwise_are_found_out():
+    heads = torch.randn(3, 1, 4, 60, 8)
+    starts, layer = torch.tensor([0, 20, 60], dtype=torch.int32), torch.nn.Identity()
+    assert attend_both(layer, *heads, starts)[0].shape == (1, 60, 4, 8)
+    with pytest.raises(ValueError, match="Identity attends otherwise"):
+        attend_both(layer, *heads, starts, is_causal=False)
+
+
 def test_a_model_without_heads_is_left_as_it_is():
     model = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4))
-    assert not attend_by_rows(model)
+    assert not attend_by_rows(model, torch.float32)
     model(**flat([4, 4]))
 
 
 @pytest.mark.parametrize("config", [Gemma2Config(**ATTENTION), LlamaConfig(**ATTENTION)], ids=lambda config: config.model_type)
 def test_attention_that_was_chosen_stays(config):
     model = build(config, "eager")
-    assert not attend_by_rows(model)
+    assert not attend_by_rows(model, torch.float32)
     assert model.config._attn_implementation == "eager"
