@@ -27,6 +27,7 @@ W1 = ["--trainer.precision", "bf16-true"]
 # Each row once an epoch: equal rows in a micro-batch would be computed once, which is not the peers' work
 W2 = [*W1, "--data.tokens_per_batch", "8192", "--trainer.accumulate_grad_batches", "1", "--trainer.max_epochs", "9"]
 PLAIN = ["--model.fast", "false"]
+DROPOUT = ["--model.adapter.init_args.dropout", "0.05"]
 LEAST = ["--model.memory", "least"]
 NO_LORA_PLUS = ["--model.lora_plus_ratio", "null", "--model.quantize", "null"]
 FULL = [*W2, *NO_LORA_PLUS, "--model.adapter", "Full"]
@@ -56,6 +57,8 @@ CASES = {
     "W1 plain": Case([*W1, *PLAIN], steps=20, warm_up=5),
     "W2": Case(W2, steps=90, packed=True),
     "W2 least": Case([*W2, *LEAST], steps=40, packed=True),
+    "W1 dropout": Case([*W1, *DROPOUT], steps=120, warm_up=75),
+    "W2 dropout": Case([*W2, *DROPOUT], packed=True),
     "W2 plain": Case([*W2, *PLAIN], steps=30, warm_up=5, packed=True),
     "32k": Case(W1, steps=12, warm_up=3, long=32768, every=1),
     "32k exact": Case([*W1, "--trainer.deterministic", "true"], steps=12, warm_up=3, long=32768, every=1),

@@ -147,12 +147,33 @@ def _adapted(causal: "PreTrainedModel", adapter: Adapter) -> nn.Module:
     if not adapter.init:
         shapes = copy(adapter)
         shapes.pissa = False  # the same shapes, from weights that there are none of here
-        return shapes.apply(causal)
+        with _unmeasured():
+            return shapes.apply(causal)
     from peft import PeftConfig, get_peft_model
 
-    adapted = get_peft_model(causal, PeftConfig.from_pretrained(adapter.init))
+    with _unmeasured():
+        adapted = get_peft_model(causal, PeftConfig.from_pretrained(adapter.init))
     set_trainable_dtype(adapted, TRAINED_DTYPES[adapter.dtype])
     return adapted
+
+
+@contextmanager
+def _unmeasured() -> Iterator[None]:
+    """Within it DoRA's magnitudes are not taken from the weights, which bitsandbytes' layers do not do without having them."""
+    from peft.tuners.lora.dora import DoraLinearLayer
+
+    def magnitudes(self: nn.Module, *, base_layer: Any, **options: Any) -> None:
+        if type(base_layer).__module__.startswith("bitsandbytes"):
+            self.weight = nn.Parameter(torch.empty(base_layer.out_features, device="meta"))
+        else:
+            before(self, base_layer=base_layer, **options)
+
+    kind: Any = DoraLinearLayer
+    before, kind.update_layer = kind.update_layer, magnitudes
+    try:
+        yield
+    finally:
+        kind.update_layer = before
 
 
 @contextmanager

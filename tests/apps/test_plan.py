@@ -13,7 +13,7 @@ from ltune.cli import main
 from ltune.errors import UsageError
 from ltune.models.adapters import Full, LoRA
 from ltune.models.outline import outline
-from ltune.models.quantize import NF4
+from ltune.models.quantize import NF4, Int8
 
 GIB = 2**30
 LLAMA = {
@@ -178,7 +178,7 @@ def test_prepared_rows_are_those_that_fit_takes(folder, capsys):
         (["--trainer.accelerator", "cpu"], "trainer.accelerator: cpu"),
         (["--trainer.precision", "32-true"], "trainer.precision 32-true"),
         (["--model.fast", "false"], "model.fast: false"),
-        (["--model.adapter", "LoRA", "--model.adapter.dropout", "0.1"], "adapter.dropout"),
+        (["--model.adapter", "LoRA", "--model.adapter.dora", "true"], "adapter.dora"),
         (["--model.quantize", "Int8"], "Linear8bitLt"),
     ],
 )
@@ -187,6 +187,13 @@ def test_transformers_own_layers(folder, capsys, options, reason):
     assert code == 0
     assert re.search(rf"^layers +transformers' own \(.*{re.escape(reason)}.*\); the estimate is rougher$", page, re.M)
     assert re.search(r"^GiB on each device +as configured +checkpointing$", page, re.M)
+
+
+@pytest.mark.parametrize("quantize", [None, NF4(), Int8()], ids=["16 bits", "NF4", "Int8"])
+def test_magnitudes_of_dora_are_counted(quantize):
+    found = [outline("tiny", dtype=torch.bfloat16, quantize=quantize, adapter=LoRA(dora=dora)) for dora in (False, True)]
+    layers = [module for module in found[1].causal.modules() if hasattr(module, "lora_magnitude_vector")]
+    assert found[1].trained - found[0].trained == sum(layer.out_features for layer in layers) > 0
 
 
 def test_a_rate_is_read_from_the_run(folder, capsys):

@@ -25,9 +25,12 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--model.memory", "least"], ["--data.tokens_per_batch", "8192"], ["--model.quantize", "null"]],
-    ids=["rows", "least", "tokens", "not quantized"],
-)
+    [
+        [], ["--model.memory", "least"], ["--data.tokens_per_batch", "8192"], ["--model.quantize", "null"],
+        ["--model.adapter", "LoRA", "--model.adapter.dropout", "0.1"],
+    ],
+    ids=["rows", "least", "tokens", "not quantized", "dropout"],
+)  # fmt: skip
 def test_no_kernel_is_compiled_late(tmp_path, options):
     command = [sys.executable, "-c", COUNTED, "fit", "--config", "configs/quickstart.yaml", "--trainer.precision", "bf16-true"]
     command += ["--trainer.accelerator", "gpu", "--trainer.max_epochs", "2", "--trainer.max_steps", "-1", "--run", str(tmp_path / "run")]

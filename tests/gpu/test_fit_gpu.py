@@ -38,9 +38,11 @@ def test_flat_and_padded_agree(ltune, metrics, tmp_path):
     )
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["the quick way", "the plain way"])
-def test_a_stopped_run_ends_in_the_same_bits(ltune, metrics, tmp_path, dropout):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("fast", ["true", "false"], ids=["the quick way", "the plain way"])
+def test_a_stopped_run_ends_in_the_same_bits(ltune, metrics, tmp_path, fast, dropout):
     options = ["--trainer.precision", "bf16-true", "--trainer.deterministic", "true", "--model.adapter.dropout", dropout]
+    options += ["--model.fast", fast]
     environment = {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),

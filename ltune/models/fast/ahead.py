@@ -18,7 +18,8 @@ from torch import Tensor
 from ltune.models.fast.build import ROWS
 from ltune.models.fast.launch import Launch, noted
 from ltune.models.fast.memory import Setting
-from ltune.models.fast.model import FastModel, NormStep
+from ltune.models.fast.model import FastModel
+from ltune.models.fast.stack import NormStep
 from ltune.models.fast.tiles import Lent, Rows
 from ltune.models.fast.training_graphs import LENT, SHORT
 from ltune.models.outline import Outline
@@ -75,6 +76,7 @@ def foreseen(fast: FastModel, setting: Setting) -> list[Launch]:
         with torch.no_grad():
             fast.norm.forward(_outputs(fast, sum(ROWS), len(ROWS)))
         fast.adopt(setting)
+        fast.decoder.train()
         for tokens in sorted({setting.tokens, -(-setting.tokens // 2)}):
             for borrowed in (0, LENT, MANY):
                 _step(fast, tokens, borrowed)

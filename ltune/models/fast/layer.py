@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ltune.models.fast import gate_lowrank
 from ltune.models.fast.attention import attend, attend_backward
+from ltune.models.fast.dropout import Draw
 from ltune.models.fast.filled import filled
 from ltune.models.fast.gate import gated, gated_backward
 from ltune.models.fast.norm import rms_norm, rms_norm_backward
@@ -67,6 +68,7 @@ class Context:
     shelf: Shelf  # where inputs wait for the backward
     chunk: int | None = None  # tokens that the feed-forward half takes at once where it keeps nothing; None: all
     kept_layers: int = 0  # of the last layers, so many keep everything whatever ``keep`` says
+    draw: Draw | None = None  # where low-rank parts' inputs are dropped
 
 
 @dataclass
@@ -94,7 +96,7 @@ class AttentionHalf:
     def inner(self, x: Tensor, context: Context) -> dict[str, Any]:
         """From the input to attention's own input."""
         n, r = self.norm.forward(x, self.qkv.joined)
-        qkv, z = self.qkv.forward(n, self.qkv.weight())
+        qkv, z = self.qkv.forward(n, self.qkv.weight(), draw=context.draw)
         found: dict[str, Any] = {"n": n, "r": r, "z": z, "qkv": qkv, "raw": None, "r_q": None, "r_k": None}
         heads = qkv.view(len(x), -1, self.width)
         if self.q_norm and self.k_norm:
@@ -118,9 +120,10 @@ class AttentionHalf:
         found["attended"] = self.attend(found, context)
         o, stream = _chosen(found["attended"][0].reshape(len(x), -1), at), _chosen(x, at)
         if self.after is None:
-            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream, in_place=in_place or at is not None)
+            in_place = in_place or at is not None
+            y, found["z_out"] = self.out.forward(o, self.out.weight(), add=stream, in_place=in_place, draw=context.draw)
             return y, found
-        found["before"], found["z_out"] = self.out.forward(o, self.out.weight())
+        found["before"], found["z_out"] = self.out.forward(o, self.out.weight(), draw=context.draw)
         normed, found["r_after"] = self.after.forward(found["before"])
         return stream + normed, found
 
@@ -134,7 +137,7 @@ class AttentionHalf:
         after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
-        do, of_out = self.out.backward(d, o, found["z_out"], self.out.weight())
+        do, of_out = self.out.backward(d, o, found["z_out"], self.out.weight(), draw=context.draw)
         assert do is not None
         do, dy = _spread(do, at, tokens), _spread(dy, at, tokens)
         heads = (tokens, self.heads, self.width)
@@ -145,7 +148,8 @@ class AttentionHalf:
         inside: Gradients = []
         if self.q_norm and self.k_norm:
             inside = self._norms_backward(dqkv, found)
-        dn, of_qkv = self.qkv.backward(dqkv, found["n"], found["z"], self.qkv.weight(), need_dx or self.norm.weight.requires_grad)
+        need_dn = need_dx or self.norm.weight.requires_grad
+        dn, of_qkv = self.qkv.backward(dqkv, found["n"], found["z"], self.qkv.weight(), need_dn, context.draw)
         dx, first = (None, []) if dn is None else self.norm.backward(dn, x, found["r"], dy, self.qkv.joined, found["n"])
         return dx, [*of_qkv, *of_out, *first, *inside, *after]
 
@@ -178,54 +182,61 @@ class FeedForwardHalf:
         norms = [one for one in (self.norm, self.after) if one]
         return [*self.gate_up.parameters(), *self.down.parameters(), *(p for norm in norms for p in norm.parameters())]
 
-    def inner(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
+    def inner(self, x: Tensor, weight: Tensor, draw: Draw | None) -> dict[str, Any]:
         """From the input to gate and up."""
         n, r = self.norm.forward(x, self.gate_up.joined)
-        gate_up, z = self.gate_up.forward(n, weight)
+        gate_up, z = self.gate_up.forward(n, weight, draw=draw)
         return {"n": n, "r": r, "z": z, "gate_up": gate_up}
 
-    def forward(self, x: Tensor, weights: tuple[Tensor, Tensor], in_place: bool = False) -> tuple[Tensor, dict[str, Any]]:
+    def forward(
+        self, x: Tensor, weights: tuple[Tensor, Tensor], in_place: bool = False, draw: Draw | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """y (T, H), which may be written over x; and what there is to keep."""
-        found = self.inner(x, weights[0])
-        h, z = self.gated(found["gate_up"])
+        found = self.inner(x, weights[0], draw)
+        h, z = self.gated(found["gate_up"], draw)
         if self.after is None:
-            y, z = self.down.forward(h, weights[1], add=x, z=z, in_place=in_place)
+            y, z = self.down.forward(h, weights[1], add=x, z=z, in_place=in_place, draw=draw)
         else:
-            found["before"], z = self.down.forward(h, weights[1], z=z)
+            found["before"], z = self.down.forward(h, weights[1], z=z, draw=draw)
             normed, found["r_after"] = self.after.forward(found["before"])
             y = x + normed
         found["z_down"] = None if z is None else z.contiguous()  # not a part of h, which is not kept
         return y, found
 
-    def gated(self, gate_up: Tensor) -> tuple[Tensor, Tensor | None]:
+    def gated(self, gate_up: Tensor, draw: Draw | None) -> tuple[Tensor, Tensor | None]:
         """h, and what down's low-rank part makes of it, where that comes with it."""
         low = self.down.low
-        if gate_lowrank.serves(gate_up, low.ranks) and not low.left_out:
+        if not self.down.mask(draw) and gate_lowrank.serves(gate_up, low.ranks) and not low.left_out:
             return gate_lowrank.gated_low_rank(gate_up, self.gelu, low.scaled_a, self.down.joined)
         return gated(gate_up, self.gelu, self.down.joined), None
 
-    def backward(self, dy: Tensor, x: Tensor | None, found: dict[str, Any], weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Gradients]:
+    def backward(
+        self, dy: Tensor, x: Tensor | None, found: dict[str, Any], weights: tuple[Tensor, Tensor], draw: Draw | None = None
+    ) -> tuple[Tensor, Gradients]:
         """dx, and the gradients of ``parameters()``; uses up gate_up. An invertible norm does without x."""
         d = dy
         after: Gradients = []
         if self.after is not None:
             d, after = self.after.backward(dy, found["before"], found["r_after"])
         dz, db = self.down.low.backward(d, found["z_down"])
-        dh = self.down.input_backward(d, dz, weights[1])
-        dgate_up, of_down = self._gate_backward(dh, found.pop("gate_up"), d, dz, db)
+        dh = self.down.input_backward(d, dz, weights[1], draw)
+        dgate_up, of_down = self._gate_backward(dh, found.pop("gate_up"), d, dz, db, draw)
         del dh
-        dn, of_gate_up = self.gate_up.backward(dgate_up, found["n"], found["z"], weights[0])
+        dn, of_gate_up = self.gate_up.backward(dgate_up, found["n"], found["z"], weights[0], draw=draw)
         assert dn is not None
         dx, first = self.norm.backward(dn, x, found["r"], dy, self.gate_up.joined, found["n"])
         return dx, [*of_gate_up, *of_down, *first, *after]
 
-    def _gate_backward(self, dh: Tensor, gate_up: Tensor, d: Tensor, dz: Tensor | None, db: Tensor | None) -> tuple[Tensor, Gradients]:
+    def _gate_backward(
+        self, dh: Tensor, gate_up: Tensor, d: Tensor, dz: Tensor | None, db: Tensor | None, draw: Draw | None
+    ) -> tuple[Tensor, Gradients]:
         """The gradient of gate_up, and those of down's parameters, which want h; uses up dh and gate_up."""
-        if dz is not None and gate_lowrank.serves(dh, self.down.low.ranks) and not self.down.trains_weights:
+        at_once = dz is not None and gate_lowrank.serves(dh, self.down.low.ranks)
+        if dz is not None and at_once and not self.down.trains_weights and not self.down.mask(draw):
             dgate_up, da = gate_lowrank.gated_backward_low_rank(dh, gate_up, self.gelu, dz)
             return dgate_up, self.down.gradients(d, None, dz, db, da)
         dgate_up, h = gated_backward(dh, gate_up, self.gelu)
-        return dgate_up, self.down.gradients(d, h, dz, db)
+        return dgate_up, self.down.gradients(d, h, dz, db, draw=draw)
 
 
 def _chosen(x: Tensor, at: Tensor | None) -> Tensor:
@@ -243,21 +254,21 @@ def again_attention(half: AttentionHalf, x: Tensor, attended: Any, context: Cont
     found = half.inner(x, context)
     found["attended"] = attended or half.attend(found, context)
     o = _chosen(found["attended"][0].reshape(len(x), -1), at)
-    found["z_out"] = half.out.low.down(o)
+    found["z_out"] = half.out.low.down(o, half.out.mask(context.draw))
     if half.after is not None:
-        found["before"], _ = half.out.forward(o, half.out.weight())
+        found["before"], _ = half.out.forward(o, half.out.weight(), z=found["z_out"])
         found["r_after"] = half.after.forward(found["before"])[1]
     return found
 
 
-def again_feed_forward(half: FeedForwardHalf, x: Tensor, weights: tuple[Tensor, Tensor]) -> dict[str, Any]:
+def again_feed_forward(half: FeedForwardHalf, x: Tensor, weights: tuple[Tensor, Tensor], draw: Draw | None) -> dict[str, Any]:
     """What the backward wants, computed anew from the input."""
-    found = half.inner(x, weights[0])
+    found = half.inner(x, weights[0], draw)
     low_rank = half.down.low.a.shape[0] > 0
     found["z_down"] = None
     if low_rank or half.after is not None:
-        h, z = half.gated(found["gate_up"])
-        found["z_down"] = half.down.low.down(h) if z is None else z
+        h, z = half.gated(found["gate_up"], draw)
+        found["z_down"] = half.down.low.down(h, half.down.mask(draw)) if z is None else z
         if half.after is not None:
             found["before"], _ = half.down.forward(h, weights[1], z=found["z_down"])
             found["r_after"] = half.after.forward(found["before"])[1]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ltune.models.fast import lowrank_backward
+from ltune.models.fast import dropout, lowrank_backward
+from ltune.models.fast.dropout import Mask
 from ltune.models.fast.joined import Joined
 from ltune.models.fast.room import ROOM, has_room, room
 
@@ -28,6 +29,7 @@ class LowRank:
     scaled_b: Tensor
     joined: Joined | None = None  # with the weights, whose tensor A and B are part of
     left_out: bool = False  # for the time being; never in a pass that has a backward
+    frozen: bool = False  # another adapter's, which is only asked
 
     @classmethod
     def empty(cls, projection: "Projection", dtype: torch.dtype) -> "LowRank":
@@ -46,7 +48,7 @@ class LowRank:
         """The weights with which the product of x (T, in), or of dy (T, out), is computed too: there is room behind it for z, or dz."""
         return self.joined if has_room(x) else None
 
-    def down(self, x: Tensor) -> Tensor | None:
+    def down(self, x: Tensor, mask: Mask | None = None) -> Tensor | None:
         """z (T, R) of x (T, in), in its room where they join."""
         joined = self.joining(x)
         if not self.ranks:
@@ -55,6 +57,10 @@ class LowRank:
             if joined:
                 room(x).zero_()
             return None
+        if mask:
+            z = room(x) if joined else x.new_empty(len(x), self.ranks)
+            dropout.down(x, self.scaled_a, mask, z)
+            return z[:, : self.ranks]
         return joined.down(x)[:, : self.ranks] if joined else torch.mm(x, self.scaled_a.mT)
 
     def backward(self, dy: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -176,7 +182,7 @@ def frozen_low_rank(projection: "Projection", name: str, dtype: torch.dtype) -> 
     if not rows:
         return low
     a, b, scale = torch.cat(rows), torch.cat(columns, 1), torch.cat(scales)
-    return LowRank(a, b, (a.float() * scale[:, None]).to(dtype), (b.float() * scale).to(dtype))
+    return LowRank(a, b, (a.float() * scale[:, None]).to(dtype), (b.float() * scale).to(dtype), frozen=True)
 
 
 def _begins(sizes: list[int]) -> list[int]:

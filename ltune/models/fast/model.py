@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.cudnn_attention import long_alone
+from ltune.models.fast.dropout import Draw
 from ltune.models.fast.filled import lengthened
 from ltune.models.fast.layer import AttentionHalf, Context, FeedForwardHalf, Keep, Norm
 from ltune.models.fast.loss import HeadLoss
@@ -17,7 +18,7 @@ from ltune.models.fast.offload import HostShelf, Shelf
 from ltune.models.fast.projection import Gradients, Projection
 from ltune.models.fast.read import Unsuited, read_layers, read_norm
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.stack import GraphedStep, Kept, LayersStep, run, run_backward
+from ltune.models.fast.stack import Chosen, GraphedStep, Kept, LayersStep, NormStep, run, run_backward
 from ltune.models.fast.tiles import Rows
 from ltune.models.fast.training_graphs import BUCKET, SHORT, STEP, Size, TrainingGraphs, padded, rows_of
 
@@ -44,6 +45,9 @@ class FastModel:
         self.layers: list[tuple[AttentionHalf, FeedForwardHalf]] = read_layers(self.decoder, dtype)
         self.norm: Norm = read_norm(self.decoder.norm)
         self.copies: list[Copy] = share_storage(self.projections, dtype)
+        for number, projection in enumerate(self.projections):
+            projection.number = number
+        self.drops: bool = any(projection.dropout for projection in self.projections)
         self.parameters: list[torch.nn.Parameter] = [p for a, f in self.layers for half in (a, f) for p in half.parameters()]
         self.kinds: list[str] = sorted({attention.kind for attention, _ in self.layers})
         self.keep: Keep = Keep.ALL
@@ -100,8 +104,13 @@ class FastModel:
 
     @property
     def lends(self) -> bool:
-        """Whether rows may see another's tokens before their own."""
-        return self.change is None
+        """Whether rows may see another's tokens before their own; those that are dropped or changed are a row's own."""
+        return self.change is None and not self._dropping
+
+    @property
+    def _dropping(self) -> bool:
+        """Whether numbers are dropped now, as in training."""
+        return self.drops and self.decoder.training
 
     def token_losses(
         self,
@@ -187,34 +196,37 @@ class FastModel:
         """What the last norm reads, (T, H), or at the places ``at`` only, (N, H)."""
         training = torch.is_grad_enabled()
         self.refresh()
-        graphs = self.graphs if training and self.change is None and len(input_ids) <= SHORT else None
+        draw = Draw(torch.randint(2**62, (1,), device=input_ids.device)) if self._dropping else None
+        graphs = self.graphs if training and self.change is None and len(input_ids) <= SHORT and self._dropping == self.drops else None
         if self.change is not None:
-            return self._layers(input_ids, position_ids, rows, training, at)
+            return self._layers(input_ids, position_ids, rows, training, at, draw)
         count = len(input_ids) if at is None else len(at)
         if graphs is None and long_alone(rows):
-            return self._layers(*lengthened(input_ids, position_ids), training, at)[:count]
+            return self._layers(*lengthened(input_ids, position_ids), training, at, draw)[:count]
         size, inputs = padded(input_ids, position_ids, rows, BUCKET if graphs else STEP)
         filled = inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs, None if graphs else rows), training
         if graphs is None:
-            return self._layers(*filled, at)[:count]
+            return self._layers(*filled, at, draw)[:count]
+        inputs |= {"seed": draw.seed} if draw else {}
         if graphs.ready(size, inputs):
             x = GraphedStep.apply(graphs, size, inputs, len(input_ids), *self.parameters)
         else:
-            x = self._layers(*filled)[: len(input_ids)]
+            x = self._layers(*filled, None, draw)[: len(input_ids)]
         return x if at is None else Chosen.apply(x, at)
 
-    def _layers(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool, at: Tensor | None = None) -> Tensor:
-        x, context = self._entered(input_ids, position_ids, rows, training)
+    def _layers(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool, at: Tensor | None, draw: Draw | None) -> Tensor:
+        x, context = self._entered(input_ids, position_ids, rows, training, draw)
         return LayersStep.apply(x, self.layers, context, at, training, *self.parameters)
 
-    def _entered(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool) -> tuple[Tensor, Context]:
+    def _entered(self, input_ids: Tensor, position_ids: Tensor, rows: Rows, training: bool, draw: Draw | None) -> tuple[Tensor, Context]:
         """The embedded tokens (T, H), and what the layers share."""
         x = self._embedded(input_ids).to(self.dtype)
         rotary, shelf = self._rotary(x, position_ids), self.shelf if training else Shelf()
-        return x, Context(rows, rotary, self.keep, shelf, self.chunk, self.kept_layers)
+        return x, Context(rows, rotary, self.keep, shelf, self.chunk, self.kept_layers, draw)
 
     def _graph_forward(self, size: Size, inputs: dict[str, Tensor]) -> tuple[Tensor, tuple[Context, Kept]]:
-        x, context = self._entered(inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), training=True)
+        draw = Draw(inputs["seed"]) if "seed" in inputs else None
+        x, context = self._entered(inputs["input_ids"], inputs["position_ids"], rows_of(size, inputs), True, draw)
         kept: Kept = []
         return run(x, self.layers, context, kept), (context, kept)
 
@@ -251,37 +263,6 @@ class FastModel:
             if copied:
                 torch._foreach_copy_([view for view, _ in copied], [master.detach() for _, master in copied])
         self._versions = versions
-
-
-class Chosen(torch.autograd.Function):
-    """Some places, each at most once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
-        ctx.save_for_backward(at)
-        ctx.tokens = len(x)
-        return x.index_select(0, at)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return dy.new_zeros(ctx.tokens, dy.shape[1]).index_copy_(0, ctx.saved_tensors[0], dy), None
-
-
-class NormStep(torch.autograd.Function):
-    """The last norm."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
-        y, r = norm.forward(x)
-        ctx.save_for_backward(x, r)
-        ctx.norm = norm
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, r = ctx.saved_tensors
-        dx, dweight = ctx.norm.backward(dy.contiguous(), x, r)
-        return dx, dweight[0] if dweight else None, None
 
 
 def scaling_of_logits(causal: Any) -> str | None:

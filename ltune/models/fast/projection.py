@@ -3,6 +3,8 @@
     z = x (sA)^T,  y = x W^T + z B^T (+ b)            A: (R, in), B: (out, R), R the ranks of all layers together
     dz = dy (sB),  dx = dy W + dz A,  dA = dz^T x,  dB = dy^T z,  dW = dy^T x,  db = sum dy
 
+with x masked where it meets A, if the adapter has dropout (dropout.py).
+
 LoRA: https://arxiv.org/abs/2106.09685. The low-rank product is part of the large one where weights lie beside A and B (joined.py),
 and elsewhere the start value that the large one adds to, so that y is written once. Layers side by side make B block-diagonal. A and B
 are kept with and without their scale s, so that nothing has to be scaled on the way.
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltune.models.fast import dropout
+from ltune.models.fast.dropout import Draw, Mask
 from ltune.models.fast.lowrank import LowRank, summed_product
 from ltune.models.fast.room import roomy
 
@@ -27,6 +31,8 @@ class Projection:
         dtype: Of the products.
     """
 
+    number = 0  # in its model
+
     def __init__(self, layers: list[nn.Module], dtype: torch.dtype) -> None:
         self.layers = layers
         self.dtype = dtype
@@ -39,6 +45,8 @@ class Projection:
         self.bias = self._bias()
         self.low = LowRank.empty(self, dtype)
         self.working, self.masters = self._pairs()
+        self.dropout = max(map(dropout_of, layers))  # a probability
+        self.owners = self._owners()
 
     # -- weights --------------------------------------------------------------------------------------------------------------------
 
@@ -97,6 +105,12 @@ class Projection:
         parts = [zero if base.bias is None else base.bias.detach().to(self.dtype) for base, zero in zip(self.bases, zeros, strict=True)]
         return torch.cat(parts)
 
+    def _owners(self) -> Tensor:
+        """Of each rank, its layer among those that are adapted."""
+        ranks = [len(part[0]) for part in self.low_rank if part]
+        owners = [layer for layer, count in enumerate(ranks) for _ in range(count)]
+        return torch.tensor(owners, dtype=torch.int32, device=self.bases[0].weight.device)
+
     def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """Views of the bias, and the trained tensors whose values they hold."""
         trained = [base.bias if base.bias is not None and base.bias.requires_grad else None for base in self.bases]
@@ -107,8 +121,20 @@ class Projection:
 
     # -- the products ---------------------------------------------------------------------------------------------------------------
 
+    def mask(self, draw: Draw | None) -> Mask | None:
+        """Of what the low-rank part reads in a pass; None where it reads all."""
+        if draw is None or not self.dropout or self.low.frozen or not self.low.ranks:
+            return None
+        return Mask(draw, self.number, self.dropout, self.owners, sum(part is not None for part in self.low_rank))
+
     def forward(
-        self, x: Tensor, weight: Tensor, add: Tensor | None = None, z: Tensor | None = None, in_place: bool = False
+        self,
+        x: Tensor,
+        weight: Tensor,
+        add: Tensor | None = None,
+        z: Tensor | None = None,
+        in_place: bool = False,
+        draw: Draw | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """y (T, out), plus ``add``; and z (T, R), which the backward wants. Without ``add`` y has room where x has.
 
@@ -118,8 +144,9 @@ class Projection:
             add: (T, out), such as the residual stream.
             z: Where it is there already, and in the room behind x too if there is one.
             in_place: Whether y may be written over ``add``.
+            draw: Where numbers are dropped.
         """
-        z = self.low.down(x) if z is None else z
+        z = self.low.down(x, self.mask(draw)) if z is None else z
         if joined := self.low.joining(x):
             if add is None:
                 y = joined.product(x, roomy(len(x), sum(self.sizes), x))
@@ -142,18 +169,30 @@ class Projection:
             return self.low.up(z)
         return x.new_zeros(len(x), sum(self.sizes)) if self.low.left_out else None
 
-    def backward(self, dy: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, need_dx: bool = True) -> tuple[Tensor | None, Gradients]:
+    def backward(
+        self, dy: Tensor, x: Tensor, z: Tensor | None, weight: Tensor, need_dx: bool = True, draw: Draw | None = None
+    ) -> tuple[Tensor | None, Gradients]:
         """dx (T, in), or None; and the gradients of ``parameters()``."""
         dz, db = self.low.backward(dy, z)
-        return self.input_backward(dy, dz, weight) if need_dx else None, self.gradients(dy, x, dz, db)
+        return self.input_backward(dy, dz, weight, draw) if need_dx else None, self.gradients(dy, x, dz, db, draw=draw)
 
-    def input_backward(self, dy: Tensor, dz: Tensor | None, weight: Tensor) -> Tensor:
+    def input_backward(self, dy: Tensor, dz: Tensor | None, weight: Tensor, draw: Draw | None = None) -> Tensor:
         """dx (T, in)."""
+        if dz is not None and (mask := self.mask(draw)):
+            return dropout.add_up(dy @ weight, dz, self.low.a, mask)
         if joined := self.low.joining(dy):
             return joined.product_backward(dy)
         return dy @ weight if dz is None else torch.mm(dz, self.low.a).addmm_(dy, weight)
 
-    def gradients(self, dy: Tensor, x: Tensor | None, dz: Tensor | None, db: Tensor | None, da: Tensor | None = None) -> Gradients:
+    def gradients(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        dz: Tensor | None,
+        db: Tensor | None,
+        da: Tensor | None = None,
+        draw: Draw | None = None,
+    ) -> Gradients:
         """Of ``parameters()``.
 
         Args:
@@ -162,9 +201,11 @@ class Projection:
             dz: (T, R), as is dB, from ``low.backward``.
             db: (out, R).
             da: (R, in), where it is there already.
+            draw: As in the forward.
         """
         if da is None and dz is not None and x is not None:
-            da = summed_product(dz.mT, x)
+            mask = self.mask(draw)
+            da = dropout.gradient(dz, x, mask) if mask else summed_product(dz.mT, x)
         dw = summed_product(dy.mT, x) if self.trains_weights and x is not None else None
         found: Gradients = []
         row = out = 0
@@ -191,6 +232,11 @@ def _low_rank(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float] | None:
         return None
     (name,) = layer.active_adapters
     return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+
+
+def dropout_of(layer: Any) -> float:
+    """Of what PEFT has put beside the layer, before A."""
+    return max((getattr(one, "p", 0.0) for one in getattr(layer, "lora_dropout", {}).values()), default=0.0)
 
 
 def _dequantized(weight: Tensor, dtype: torch.dtype) -> Tensor:

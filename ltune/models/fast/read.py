@@ -1,7 +1,7 @@
 """From a transformers model to the parts that the quick way computes with, or the reason why it cannot.
 
 It goes by structure, not by a list of names: decoder layers with RMSNorm, rotary attention and a gated feed-forward layer, as Llama,
-Mistral, Qwen2, Qwen3, Gemma, Gemma3 and Phi3 have them. What looks alike and computes something else is found by compare.py.
+Mistral, Qwen2, Qwen3, Gemma, Gemma3 and Phi3 have them. What looks alike and computes something else is found by build.py.
 """
 
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ltune.models.fast import dropout
 from ltune.models.fast.grouped_attention import WIDEST
 from ltune.models.fast.layer import AttentionHalf, FeedForwardHalf, Norm
-from ltune.models.fast.projection import Projection
+from ltune.models.fast.projection import Projection, dropout_of
 
 # Class of the activation: whether it is gelu in the tanh form; others are not served
 GATES = {"SiLUActivation": False, "SiLU": False, "GELUTanh": True, "PytorchGELUTanh": True, "NewGELUActivation": True}
@@ -136,7 +137,12 @@ def read_projection(layers: list[nn.Module], dtype: torch.dtype) -> Projection:
     trained = {base.weight.requires_grad for base in (getattr(layer, "base_layer", layer) for layer in layers)}
     if len(trained) > 1:
         raise Unsuited("layers side by side of which some are trained")
-    return Projection(layers, dtype)
+    if len({dropout_of(layer) for layer in layers if hasattr(layer, "lora_A")}) > 1:
+        raise Unsuited("layers side by side whose dropout differs")
+    found = Projection(layers, dtype)
+    if found.dropout and len(found.owners) > dropout.MOST:
+        raise Unsuited(f"adapter.dropout before ranks of {len(found.owners)} side by side; up to {dropout.MOST} are served")
+    return found
 
 
 def _require_plain_lora(layer: Any) -> None:
@@ -145,7 +151,7 @@ def _require_plain_lora(layer: Any) -> None:
     if not isinstance(layer, LoraLayer) or len(layer.active_adapters) != 1 or layer.merged or layer.disable_adapters:
         raise Unsuited(f"an adapter of the kind {type(layer).__name__}")
     (name,) = layer.active_adapters
-    if not isinstance(layer.lora_dropout[name], nn.Identity):
-        raise Unsuited("adapter.dropout")
+    if type(layer.lora_dropout[name]) not in (nn.Identity, nn.Dropout):
+        raise Unsuited(f"adapter.dropout by a {type(layer.lora_dropout[name]).__name__}")
     if layer.use_dora.get(name) or layer.lora_bias.get(name) or getattr(layer, "lora_variant", None):
         raise Unsuited("adapter.dora, or another variant of LoRA")

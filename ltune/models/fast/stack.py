@@ -1,4 +1,5 @@
-"""All layers of a model as one step of autograd: forward keeps what the setting allows, backward goes through the layers in reverse."""
+"""All layers of a model as one step of autograd: forward keeps what the setting allows, backward goes through the layers in reverse. And
+the steps behind it."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -6,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ltune.models.fast.dropout import Draw
 from ltune.models.fast.filled import filled
 from ltune.models.fast.layer import (
     AttentionHalf,
     Context,
     FeedForwardHalf,
     Keep,
+    Norm,
     again_attention,
     again_feed_forward,
 )
@@ -56,6 +59,37 @@ class GraphedStep(torch.autograd.Function):
         return None, None, None, None, *ctx.graphs.backward(ctx.size, dy)
 
 
+class Chosen(torch.autograd.Function):
+    """Some places, each at most once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.tokens = len(x)
+        return x.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return dy.new_zeros(ctx.tokens, dy.shape[1]).index_copy_(0, ctx.saved_tensors[0], dy), None
+
+
+class NormStep(torch.autograd.Function):
+    """The last norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+        y, r = norm.forward(x)
+        ctx.save_for_backward(x, r)
+        ctx.norm = norm
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, r = ctx.saved_tensors
+        dx, dweight = ctx.norm.backward(dy.contiguous(), x, r)
+        return dx, dweight[0] if dweight else None, None
+
+
 def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None, at: Tensor | None = None) -> Tensor:
     """Forward; what the backward wants is appended to ``kept``. Where only some places are read, the last layer goes on with these after
     its attention, which needs all keys and values."""
@@ -69,7 +103,7 @@ def run(x: Tensor, layers: Layers, context: Context, kept: Kept | None, at: Tens
             kept.append((ticket, _worth_keeping(found, keep)))
         del found, x  # what is not kept makes room for the feed-forward half
         ticket = None if kept is None else _put(y, feed_forward, keep, context)
-        x, found = _feed_forward(y, feed_forward, None if keep is Keep.ALL else context.chunk, in_place=ticket is None)
+        x, found = _feed_forward(y, feed_forward, context, None if keep is Keep.ALL else context.chunk, in_place=ticket is None)
         if kept is not None:
             kept.append((ticket, found if keep is Keep.ALL else None))
         del found, y, ticket
@@ -96,11 +130,13 @@ def _worth_keeping(found: dict[str, Any], keep: Keep) -> dict[str, Any]:
     return {"attended": found["attended"]} if keep is Keep.ATTENTION else {}
 
 
-def _feed_forward(x: Tensor, half: FeedForwardHalf, chunk: int | None, in_place: bool) -> tuple[Tensor, dict[str, Any] | None]:
+def _feed_forward(
+    x: Tensor, half: FeedForwardHalf, context: Context, chunk: int | None, in_place: bool
+) -> tuple[Tensor, dict[str, Any] | None]:
     weights = half.gate_up.weight(), half.down.weight()
     if chunk is None:
-        return half.forward(x, weights, in_place)
-    return torch.cat([half.forward(part, weights)[0] for part in x.split(chunk)]), None
+        return half.forward(x, weights, in_place, context.draw)
+    return torch.cat([half.forward(part, weights, draw=draw)[0] for part, draw in _chunks(x, chunk, context)]), None
 
 
 def run_backward(
@@ -144,15 +180,17 @@ def _feed_forward_backward(
 ) -> tuple[Tensor, Gradients]:
     weights = half.gate_up.weight(), half.down.weight()
     if found is not None:
-        return half.backward(dy, x, found, weights)
+        return half.backward(dy, x, found, weights, context.draw)
     assert x is not None
     size = context.chunk or len(x)
-    parts = [half.backward(d, one, again_feed_forward(half, one, weights), weights) for one, d in _chunks(x, dy, size)]
+    chunks = zip(_chunks(x, size, context), dy.split(size), strict=True)
+    parts = [half.backward(d, one, again_feed_forward(half, one, weights, draw), weights, draw) for (one, draw), d in chunks]
     if len(parts) == 1:
         return parts[0]
     gradients = [sum(of_parts[1:], of_parts[0]) for of_parts in zip(*(gradients for _, gradients in parts), strict=True)]
     return torch.cat([dx for dx, _ in parts]), gradients
 
 
-def _chunks(x: Tensor, dy: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(x.split(size), dy.split(size), strict=True)
+def _chunks(x: Tensor, size: int, context: Context) -> Iterator[tuple[Tensor, Draw | None]]:
+    for number, part in enumerate(x.split(size)):
+        yield part, context.draw and context.draw.behind(number * size)

@@ -7,7 +7,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ltune.models.adapters import LoRA
-from ltune.models.fast import ahead, gate_lowrank, grouped_attention, launch, lowrank_backward
+from ltune.models.fast import ahead, dropout, gate_lowrank, grouped_attention, launch, lowrank_backward
 from ltune.models.fast.layer import Keep
 from ltune.models.fast.memory import Setting
 from ltune.models.fast.model import FastModel
@@ -52,6 +52,23 @@ def compiled_for(target, kernel, kinds, values, aligned, options):
     return compiled(source, target=target, options=options)
 
 
+@pytest.mark.parametrize(("ranks", "layers"), [(8, 1), (24, 3), (64, 1), (192, 3), (256, 2)])
+def test_dropout_fits_on_cards_for_games_too(ranks, layers):
+    def empty(*shape, dtype=torch.bfloat16):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    draw = dropout.Draw(empty(1, dtype=torch.int64))
+    mask = dropout.Mask(draw, 5, 0.1, empty(ranks, dtype=torch.int32), layers)
+    x, z, a = empty(1024, 4096), empty(1024, ranks), empty(ranks, 4096)
+    with launch.noted() as launches:
+        dropout.down(x, a, mask, z)
+        dropout.gradient(z, x, mask)
+        dropout.add_up(x, z, a, mask)
+    assert len(launches) == 4
+    for one in launches:
+        assert as_launched(one, ADA).metadata.shared <= 99 * 1024, one.kernel.__name__
+
+
 @pytest.mark.parametrize("width", [128, 256])
 def test_attention_fits_on_cards_for_games_too(width):
     """It asks for less shared memory than they have, and for more than short rows do."""
@@ -68,8 +85,9 @@ def test_attention_fits_on_cards_for_games_too(width):
         assert as_launched(one, ADA).metadata.shared <= 99 * 1024, one.kernel.__name__
 
 
-def test_every_kernel_of_a_step_compiles_for_hopper():
-    found = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=LoRA(), layers=2)
+@pytest.mark.parametrize("adapter", [LoRA(), LoRA(dropout=0.1)], ids=["", "dropout"])
+def test_every_kernel_of_a_step_compiles_for_hopper(adapter):
+    found = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=adapter, layers=2)
     launches = ahead.foreseen(FastModel(found.causal, torch.bfloat16), Setting(1024))
     assert {(one.kernel.__name__, one.arguments[6] is None) for one in launches if one.kernel.__name__ == "_forward"} == {
         ("_forward", True),

@@ -7,7 +7,19 @@ import pytest
 import torch
 
 from ltune.errors import UsageError
-from ltune.models.fast import attention, gate, gate_lowrank, grouped_attention, launch, loss, lowrank_backward, norm, rotary, tiles
+from ltune.models.fast import (
+    attention,
+    dropout,
+    gate,
+    gate_lowrank,
+    grouped_attention,
+    launch,
+    loss,
+    lowrank_backward,
+    norm,
+    rotary,
+    tiles,
+)
 from ltune.models.fast.room import has_room, room, roomy
 from ltune.models.fast.tiles import Lent, Rows
 
@@ -246,6 +258,27 @@ def test_what_the_low_rank_part_wants_of_a_gradient(monkeypatch, dtype, tokens, 
     assert_near(room(dy)[:, :ranks], (dy.double() @ b.double()).to(dtype), dtype)
     assert not room(dy)[:, ranks:].any()
     torch.testing.assert_close(db, (dy.double().mT @ z.double()).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [FULL, HALF])
+@pytest.mark.parametrize(("tokens", "width", "ranks", "layers"), [(75, 200, 8, 1), (3, 130, 24, 3), (140, 71, 20, 2), (40, 64, 100, 3)])
+def test_what_is_dropped_before_the_low_rank_part(monkeypatch, dtype, tokens, width, ranks, layers):
+    for name in ("DOWN", "GRADIENT"):  # shares of one tile, and of several
+        monkeypatch.setattr(dropout, name, getattr(dropout, name)._replace(programs=5))
+    torch.manual_seed(3)
+    like = torch.empty(0, dtype=dtype)
+    x = roomy(tokens, width, like).copy_(torch.randn(tokens, width))
+    a, dz = (torch.randn(ranks, width + 3) / width**0.5).to(dtype)[:, :width], torch.randn(tokens, ranks + 3).to(dtype)[:, :ranks]
+    draw = dropout.Draw(torch.tensor([2**61 + 2**33 + 5]), 1000)
+    mask = dropout.Mask(draw, 7, 0.3, (torch.arange(ranks) * layers // ranks).int(), layers)
+
+    def computed(x, dx):
+        z = torch.full((tokens, ranks + 5), 9, dtype=dtype)
+        dropout.down(x, a, mask, z)
+        return z, dropout.gradient(dz, x, mask) / tokens**0.5, dropout.add_up(dx, dz, a, mask)
+
+    for one, other in zip(*both(computed, x, torch.randn(tokens, width).to(dtype)), strict=True):
+        assert_near(one, other, dtype)
 
 
 @pytest.mark.parametrize("dtype", [FULL, HALF])
