@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ltune.acting import actor_of
 from ltune.data.collate import Step
+from ltune.objectives.base import Objective
 from ltune.optim.groups import is_fused
 from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
@@ -88,16 +89,25 @@ class Steps:
             seed_step(module.seed, *position, number - 1, module.global_rank)  # dropout depends on the place in training alone
             loss, metrics = module.objective.loss(module.policy, batch.tensors(device, non_blocking=True))
             self.parts.append(Part(loss.detach(), batch.rows, metrics))
-            loss = loss * module.trainer.world_size
-            if self._joined and number == len(batches):
-                return loss
+            if self._joined:
+                loss = loss * module.trainer.world_size
+                if number == len(batches):
+                    return loss
             with _without_autocast(device.type):
                 module.trainer.strategy.backward(loss, None)
-        return torch.stack([part.loss for part in self.parts]).sum()
+        return self._loss
+
+    @property
+    def _loss(self) -> Tensor:
+        """Of the parts so far."""
+        losses = [part.loss for part in self.parts]
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
     def collect(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
         """What the objective makes of the step's rows."""
         module = self.module
+        if type(module.objective).collect is Objective.collect:  # what it leaves as it is
+            return step
         self.actor.most_tokens, self.actor.step = module.memory.most_tokens, module.trainer.global_step + 1
         self.actor.seed = lambda number: seed_step(module.seed, *position, number, module.global_rank, BEFORE)
         with torch.no_grad():
@@ -114,8 +124,7 @@ class Steps:
         """
         self.check()
         self.module.objective.stepped(self.add_ranks)
-        parts, self.parts = self.parts, []
-        loss = self.add_ranks(torch.stack([part.loss for part in parts]).sum())
+        loss, parts, self.parts = self.add_ranks(self._loss), self.parts, []
         norm = torch.nn.utils.clip_grad_norm_([p for p in trained_by(optimizer) if p.grad is not None], clip or float("inf"))
         self.outcome = self.unchecked = Outcome(torch.stack([loss.float(), norm.float()]), parts, self.module.trainer.global_step + 1)
         if norm.is_cuda and is_fused(optimizer):

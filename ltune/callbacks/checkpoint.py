@@ -38,13 +38,14 @@ class Checkpoints(Unhooked, Checkpoint):
 
         If the run was killed in between, Lightning would leave it out.
         """
+        self._stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
         if self._validation_pending:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
-        stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+        stop = self._stop
         requested = stop.requested(trainer)
         if requested or self._due(trainer):
             # This step's metrics first: Lightning would write them after us, and a kill in between would leave a hole in the curve.
@@ -76,7 +77,8 @@ class Checkpoints(Unhooked, Checkpoint):
         self._validation_pending = state_dict["validation_pending"]
 
     def _due(self, trainer: Trainer) -> bool:
-        return trainer.global_step % self.every == 0 or trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        step = trainer.global_step
+        return step % self.every == 0 or trainer.is_last_batch or step == trainer.max_steps
 
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step

@@ -89,7 +89,7 @@ def test_a_replayed_graph_gives_the_bits_of_plain_launches():
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
 def test_what_is_computed_once_is_as_near_to_float32(family):
     model, causal = build(family)
-    batch = cpu.answers().to(torch.device("cuda"))
+    batch = cpu.answers("cuda")
     exact = whole(gradients(Policy(model, causal).token_losses(batch), model))
     model, causal = build(family, dtype=torch.bfloat16)
     fast = FastModel(causal, torch.bfloat16)

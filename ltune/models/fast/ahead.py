@@ -73,6 +73,7 @@ def foreseen(fast: FastModel, setting: Setting) -> list[Launch]:
         setting: Of the steps.
     """
     with noted() as launches:
+        fast.decoder.eval()
         with torch.no_grad():
             fast.norm.forward(_outputs(fast, sum(ROWS), len(ROWS)))
         fast.adopt(setting)

@@ -276,7 +276,7 @@ def test_without_gradient_nothing_is_kept():
         torch.testing.assert_close(quick(fast), plain(causal), atol=1e-5, rtol=1e-5)
 
 
-def answers():
+def answers(device="cpu"):
     """Three prompts with two, one and three answers, all beginning alike: there is something to lend in two ways."""
     draw = np.random.default_rng(1)
     made = []
@@ -285,7 +285,7 @@ def answers():
         for _ in range(count):
             ids = np.concatenate([prompt, draw.integers(3, 96, draw.integers(1, 6))]).astype(np.int32)
             made.append(Sequence(ids, np.where(np.arange(len(ids)) < len(prompt), IGNORE, ids).astype(np.int32)))
-    return collate(made, tuple(range(len(made))), 1.0, len(made), flat=True, pad_id=0).tensors()
+    return collate(made, tuple(range(len(made))), 1.0, len(made), flat=True, pad_id=0).tensors(torch.device(device))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
