@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ltune.models.fast.launch import has_triton, launch, on_gpu, shares, tile_of, tl, triton
+from ltune.models.fast.launch import has_triton, launch, on_gpu, once, shares, tile_of, tl, triton
 from ltune.models.fast.parts import add_parts
 
 MOST = 256  # ranks
@@ -186,12 +186,6 @@ def _kept(seed, layer, token, begin, bound, TOKENS: tl.constexpr, COLUMNS: tl.co
     return halves.to(tl.int32) >= bound
 
 
-@triton.jit
-def _once(x):
-    """16-bit numbers as they are; computed once, not again in the layout that a product wants (gate_lowrank.py)."""
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
-
-
 @triton.jit(do_not_specialize=["tokens", "share", "first", "number", "bound"])  # they change with every batch, or projection
 def _dropped_down(
     x, a, owners, seed, of_z, tokens, width, share, stride, stride_a, ranks, first, number, bound, scale,
@@ -212,7 +206,7 @@ def _dropped_down(
         for layer in tl.static_range(LAYERS):
             read = tl.where(_kept(key, number + layer, first + token, at, bound, TOKENS, COLUMNS), value, 0.0).to(value.dtype)
             if COMPILED:
-                read = _once(read)
+                read = once(read)
             own = tl.where((owner == layer)[None, :], low, 0.0).to(low.dtype) if LAYERS > 1 else low
             total = tl.dot(read, own, total, input_precision="ieee")
     to = of_z + (tl.program_id(1).to(tl.int64) * tokens + token[:, None]) * ranks + rank[None, :]
@@ -240,7 +234,7 @@ def _dropped_gradient(
         for layer in tl.static_range(LAYERS):
             read = tl.where(_kept(key, number + layer, first + token, at, bound, TOKENS, COLUMNS), value, 0.0).to(value.dtype)
             if COMPILED:
-                read = _once(read)
+                read = once(read)
             own = tl.where((owner == layer)[None, :], d, 0.0).to(d.dtype) if LAYERS > 1 else d
             total = tl.dot(tl.trans(read), own, total, input_precision="ieee")
     to = da + (tl.program_id(1).to(tl.int64) * ranks + rank[None, :]) * width + column[:, None]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltune.models.fast.gate import activation
-from ltune.models.fast.launch import has_triton, launch, on_gpu, shares, tile_of, tl, triton
+from ltune.models.fast.launch import has_triton, launch, on_gpu, once, shares, tile_of, tl, triton
 from ltune.models.fast.parts import add_parts
 from ltune.models.fast.room import laid_out, room
 
@@ -86,13 +86,6 @@ def gated_backward_low_rank(dh: Tensor, gate_up: Tensor, gelu: bool, dz: Tensor)
     return gate_up, da.sum(0)
 
 
-@triton.jit
-def _once(x):
-    """16-bit numbers as they are. The compiler would compute them again for the product, in the layout that it wants: it does not repeat
-    what may have effects."""
-    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
-
-
 @triton.jit(do_not_specialize=["tokens", "share"])  # they change with every batch
 def _gated_low_rank(
     gate_up, a, h, of_z, tokens, width, share, stride, stride_h, stride_a, ranks,
@@ -118,7 +111,7 @@ def _gated_low_rank(
         value, _ = activation(g, GELU)
         out = (value * u).to(h.dtype.element_ty)
         if COMPILED:
-            out = _once(out)
+            out = once(out)
         tl.store(h + first * stride_h + at + in_h, out, mask=mask)
         total = tl.dot(out, down, total, input_precision="ieee")
     to = of_z + (tl.program_id(1).to(tl.int64) * tokens + first + place[:, None]) * ranks + rank[None, :]
@@ -152,7 +145,7 @@ def _gated_backward_low_rank(
         tl.store(to_gate_up + width, (d * value).to(gate_up.dtype.element_ty), mask=mask)
         h = (value * u).to(gate_up.dtype.element_ty)
         if COMPILED:
-            h = _once(h)
+            h = once(h)
         total = tl.dot(tl.trans(h), z, total, input_precision="ieee")
         to_gate_up += TOKENS * stride
         to_dh += TOKENS * width

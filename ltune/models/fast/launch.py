@@ -105,6 +105,13 @@ def tile_of(count: int) -> int:
     return max(16, power_of_two(count))
 
 
+@triton.jit
+def once(x):
+    """16-bit numbers as they are. The compiler would compute them again for a product, in the layout that it wants: it does not repeat
+    what may have effects."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+
+
 def shares(tokens: int, tile: int, blocks: int, programs: int) -> tuple[int, int]:
     """How many tokens each of several programs takes, a multiple of ``tile``, and how many programs that makes: about ``programs`` over all
     ``blocks`` of columns."""
