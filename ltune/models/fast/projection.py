@@ -235,8 +235,11 @@ def _low_rank(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float] | None:
 
 
 def dropout_of(layer: Any) -> float:
-    """Of what PEFT has put beside the layer, before A."""
-    return max((getattr(one, "p", 0.0) for one in getattr(layer, "lora_dropout", {}).values()), default=0.0)
+    """Before A, where PEFT has put such beside the layer."""
+    if not hasattr(layer, "lora_A"):
+        return 0.0
+    (name,) = layer.active_adapters
+    return float(getattr(layer.lora_dropout[name], "p", 0.0))
 
 
 def _dequantized(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -139,6 +139,12 @@ def test_passes_of_another_adapter_or_none_drop_nothing():
                 assert torch.equal(quick(fast), quick(fast, SEED + 1))
 
 
+def test_the_dropout_of_an_adapter_that_is_not_trained_is_not_that_of_the_one_that_is():
+    model, causal = case.build("llama")
+    model.add_adapter("other", LoraConfig(r=2, lora_dropout=RATE, target_modules="all-linear"))
+    assert not FastModel(causal, torch.float32).drops
+
+
 def test_what_is_not_served_goes_the_plain_way():
     model, causal = build("llama")
     causal.model.layers[1].self_attn.k_proj.lora_dropout["default"] = torch.nn.Dropout(0.1)
