@@ -36,7 +36,7 @@ Turn = list[tuple[float, float]]  # of each step: seconds on the wall, and in th
 
 
 def main() -> None:
-    """Turn by turn, then the differences."""
+    """Turn by turn; the differences after each set."""
     arguments = parsed()
     os.environ["OMP_NUM_THREADS"] = "1"
     turns = arguments.steps // TURN
@@ -52,12 +52,18 @@ def main() -> None:
                 found[one.name].append(one.turn())
         for one in contestants:
             one.process.join()
+        show(found)
+
+
+def show(found: dict[str, list[Turn]]) -> None:
+    """A table of all turns so far."""
     print("| ms a step | bare | Lightning's over it: median of the turns | quietest | fit's over it: median | quietest |")
     print("|---|---:|---:|---:|---:|---:|")
     for kind, of_turn in KINDS.items():
         bare, *others = ([1000 * of_turn(turn) for turn in found[name]] for name in LOOPS)
         over = (f"{median_over(other, bare):.3f} | {min(other) - min(bare):.3f}" for other in others)
         print(f"| {kind} | {statistics.median(bare):.3f} |", " | ".join(over), "|")
+    print(flush=True)
 
 
 def median_over(ours: list[float], theirs: list[float]) -> float:
