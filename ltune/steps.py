@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from ltune.acting import actor_of
 from ltune.data.collate import Step
-from ltune.objectives.base import Objective
 from ltune.optim.groups import is_fused
 from ltune.outcome import Outcome, Part
 from ltune.randomness import seed_step
@@ -106,8 +105,6 @@ class Steps:
     def collect(self, step: Step, position: tuple[int, int] = (0, 0)) -> Step:
         """What the objective makes of the step's rows."""
         module = self.module
-        if type(module.objective).collect is Objective.collect:  # what it leaves as it is
-            return step
         self.actor.most_tokens, self.actor.step = module.memory.most_tokens, module.trainer.global_step + 1
         self.actor.seed = lambda number: seed_step(module.seed, *position, number, module.global_rank, BEFORE)
         with torch.no_grad():

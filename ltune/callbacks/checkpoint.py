@@ -38,14 +38,13 @@ class Checkpoints(Unhooked, Checkpoint):
 
         If the run was killed in between, Lightning would leave it out.
         """
-        self._stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
         if self._validation_pending:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int) -> None:
-        stop = self._stop
+        stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
         requested = stop.requested(trainer)
         if requested or self._due(trainer):
             # This step's metrics first: Lightning would write them after us, and a kill in between would leave a hole in the curve.

@@ -46,8 +46,8 @@ class Mask:
 
     @property
     def bound(self) -> int:
-        """Numbers whose bits are less than it are dropped."""
-        return round(self.rate * 2**BITS)
+        """Numbers whose bits are less than it are dropped; never all of them."""
+        return min(round(self.rate * 2**BITS), 2**BITS - 1)
 
     @property
     def scale(self) -> float:

@@ -189,6 +189,13 @@ def test_as_many_are_dropped_as_asked_and_the_sum_is_kept(rate, seed, number, wi
     assert float(found.max()) == pytest.approx(1 / (1 - rate), rel=2**-16 / (1 - rate) + 1e-6)
 
 
+@pytest.mark.parametrize("rate", [1 - 1e-9, 1e-9])
+def test_rates_that_16_bits_do_not_tell_from_none_or_all(rate):
+    found = mask(rate=rate).of(0, 2000, 640)
+    assert torch.isfinite(found).all()
+    assert 0 < (found > 0).sum() <= found.numel()
+
+
 def test_masks_have_nothing_to_do_with_each_other():
     found = [mask(), mask(SEED + 1), mask(SEED + 2**40), mask(number=1), mask(first=1)]
     flat = [one.of(layer, 3000, 64).flatten() > 0 for one in found for layer in range(2)]
