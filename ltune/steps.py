@@ -43,11 +43,13 @@ class Steps:
         self.module.memory.settle(file, step, None if self._joined else lambda: self._rehearse(step, optimizer))
 
     def _rehearse(self, step: Step, optimizer: Optimizer) -> None:
-        """What the step needs, its optimizer's moments included, and nothing left of it."""
+        """What the step needs, its optimizer's moments included, and nothing left of it. In the precision that Lightning has steps
+        computed in: where it would not round to 16 bits, more would be kept."""
         missing = 0 if optimizer.state else 2 * sum(p.numel() * p.element_size() for p in trained_by(optimizer))
         moments = torch.empty(missing, dtype=torch.uint8, device=self.actor.device)
         try:
-            self._accumulate(step, once=False)  # a lighter step may have less in common, and more to compute
+            with self.module.trainer.precision_plugin.train_step_context():
+                self._accumulate(step, once=False)  # a lighter step may have less in common, and more to compute
         finally:
             del moments
             self.parts = []

@@ -10,6 +10,7 @@ import yaml
 from ltune import cli
 from ltune.models.fast import build
 from ltune.models.fast.model import FastModel
+from ltune.objectives import SFT
 
 CONFIGURATION = {
     "model": {
@@ -57,6 +58,19 @@ def test_a_fused_optimizer_trains_the_same_run(fit):
     """As on CUDA, where fusing is the default: its step writes the weights behind torch's back."""
     fused = "--model.optimizer.fused=true"
     assert fit("quick", fused) == pytest.approx(fit("plain", fused, "--model.fast", "false"), abs=1e-5)
+
+
+def test_the_largest_step_is_tried_in_the_precision_of_all(fit, monkeypatch):
+    """Transformers' layers would keep half as much again without (W2 plain, an H200: 86.4 instead of 61.8 GiB)."""
+    loss, rounded = SFT.loss, []
+
+    def noting(self, policy, batch):
+        rounded.append(torch.is_autocast_enabled("cpu"))
+        return loss(self, policy, batch)
+
+    monkeypatch.setattr(SFT, "loss", noting)
+    fit("quick", "--trainer.precision", "bf16-true", "--trainer.max_steps", "1", "--trainer.accumulate_grad_batches", "1")
+    assert rounded == [True, True]  # tried, and trained
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(fit, monkeypatch, capsys):

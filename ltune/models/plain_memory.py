@@ -21,10 +21,16 @@ class PlainShape:
     trained: int  # bytes
     copied: int  # bytes of weights that autocast rounds for the products
     largest: int  # weights of the largest quantized layer
-    adapted: bool  # by LoRA: each of its layers keeps an input of its own
+    adapted: bool  # by LoRA
     dropout: bool  # in LoRA: and a mask of that
     by_rows: bool  # rows are attended at once, each by itself: no mask, and keys are not repeated
     moments: float = 2.0  # bytes that the optimizer keeps for a byte that is trained
+
+    @property
+    def own_inputs(self) -> bool:
+        """Whether each of LoRA's layers keeps an input of its own: what was dropped, or what PEFT converts to the adapter's dtype and
+        autocast back; beside bitsandbytes' layers on a GPU it does not."""
+        return self.adapted and (self.dropout or not self.largest)
 
     @classmethod
     def of(cls, config: Any, **sizes: Any) -> "PlainShape":
@@ -53,11 +59,12 @@ def _inner(config: Any) -> int:
 
 
 def of_layer(shape: PlainShape, tokens: int) -> int:
-    """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended, twice; gate, up and their product.
-    Where keys are fewer than queries, a mask of rows has them and the values repeated."""
+    """What autograd keeps: the norms' inputs in float32 and their outputs; q, k, v; what is attended; gate, up and their product. With a
+    mask what is attended is copied, and where keys are fewer than queries, these and the values are repeated."""
     repeated = 2 * shape.attended if shape.qkv < 3 * shape.attended and not shape.by_rows else 0
-    row = shape.size * (2 * shape.hidden + shape.qkv + repeated + 2 * shape.attended + 4 * shape.inner) + 8 * shape.hidden
-    if shape.adapted:
+    attended = shape.attended * (1 if shape.by_rows and not shape.own_inputs else 2)
+    row = shape.size * (2 * shape.hidden + shape.qkv + repeated + attended + 4 * shape.inner) + 8 * shape.hidden
+    if shape.own_inputs:
         row += 3 * shape.size * shape.hidden
     if shape.dropout:
         row += 5 * shape.hidden + shape.attended + shape.inner

@@ -107,7 +107,8 @@ def _at_once(
         return _all_pairs(module, query, key, value, starts, dropout=dropout, scaling=scaling, **options)
     q, k, v = (heads[0].transpose(0, 1).to(dtype) for heads in (query, key, value))  # (T, H, D), as many or fewer heads of k and v
     width, longest, at = v.shape[-1], int(starts.diff().max()), starts.to(query.device, non_blocking=True)
-    v = F.pad(v, (0, q.shape[-1] - width))  # some models' values are narrower than their keys
+    if width < q.shape[-1]:  # some models' values are narrower than their keys
+        v = F.pad(v, (0, q.shape[-1] - width))
     flash = torch.ops.aten._flash_attention_forward
     return flash(q, k, v, at, at, longest, longest, dropout, True, False, scale=scaling)[0][None, :, :, :width]
 
