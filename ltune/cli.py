@@ -1,11 +1,14 @@
 """The table of commands. Imports nothing heavy: help and usage errors answer at once."""
 
+import atexit
 import difflib
+import gc
 import importlib
 import os
 import signal
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ltune.errors import LtuneError, UsageError
 
@@ -49,6 +52,7 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says how it ended (0 done as asked, 2 bad usage, 3 data, 4 memory, 5 not finite, 128 + signal)."""
     arguments = sys.argv[1:] if argv is None else argv
+    atexit.register(gc.freeze)  # else Python walks all that was imported once more before it ends
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         return run(arguments)
@@ -88,10 +92,24 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not command.trains:
-        return importlib.import_module(command.module).main(rest)
+        return imported(command.module).main(rest)
     from ltune.inputs import look
     from ltune.usage import precheck
 
     precheck(rest)
     look(name, rest)
-    return importlib.import_module(command.module).main(name, rest)
+    return imported(command.module).main(name, rest)
+
+
+def imported(name: str) -> Any:
+    """A module and all that it needs. None of it is garbage, but Python would walk it again and again to find that out."""
+    if name in sys.modules:
+        return sys.modules[name]
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()

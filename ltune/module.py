@@ -208,10 +208,8 @@ class FineTuner(Module):
             group["lr"] = options["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
         if self.device.type == "cuda" or self.memory.fast is not None:
             self.steps.settle_memory(self.data.heaviest_step, scheduler.optimizer)
-        self.froze = gc.get_freeze_count() == 0  # else whoever runs us has done it
-        if self.froze:  # a collection that walks all that was imported takes longer than a step
-            gc.collect()
-            gc.freeze()
+        gc.collect()
+        gc.freeze()  # a collection that walks all that is there takes longer than a step
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Lightning's turn comes after training_step, which has gradients by then."""
@@ -233,8 +231,7 @@ class FineTuner(Module):
     def on_train_end(self) -> None:
         """The last step too."""
         self.steps.check()
-        if self.froze:
-            gc.unfreeze()
+        gc.unfreeze()
 
     # -- validation and test ------------------------------------------------------------------------------------------------------
 
