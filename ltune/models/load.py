@@ -48,6 +48,8 @@ def load_model(
         UsageError: files missing, pickled weights, an adapter's folder, weights missing in the file, untrusted code, another
             quantization than the checkpoint's, or an attention implementation that is not there.
     """
+    import ltune.models.uncompiled  # noqa: F401
+
     source = resolve_model(name)
     if Path(source).is_dir():
         require_model_files(name, Path(source))

@@ -111,6 +111,8 @@ def _bare(name: str, config: Any, dtype: torch.dtype, quantization: Any, attenti
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
+    import ltune.models.uncompiled  # noqa: F401
+
     stored = getattr(config, "quantization_config", None)
     wanted = stored if quantization is None else quantization
     if stored is not None:
