@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from ltune.errors import LtuneError, UsageError
+from ltune.importing import importing
 
 
 @dataclass(frozen=True)
@@ -92,24 +92,12 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not command.trains:
-        return imported(command.module).main(rest)
+        return importlib.import_module(command.module).main(rest)
     from ltune.inputs import look
     from ltune.usage import precheck
 
     precheck(rest)
     look(name, rest)
-    return imported(command.module).main(name, rest)
-
-
-def imported(name: str) -> Any:
-    """A module and all that it needs. None of it is garbage, but Python would walk it again and again to find that out."""
-    if name in sys.modules:
-        return sys.modules[name]
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return importlib.import_module(name)
-    finally:
-        gc.freeze()
-        if collects:
-            gc.enable()
+    with importing():
+        module = importlib.import_module(command.module)
+    return module.main(name, rest)

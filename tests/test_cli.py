@@ -152,14 +152,19 @@ def test_a_template_that_cannot_be_trusted_is_told_at_once(tmp_path, source, sai
     assert seconds < 2.5 * 4
 
 
-def test_what_a_command_needs_is_never_walked_for_garbage_and_other_garbage_is():
-    probe = "import gc; from ltune.cli import main; main(['version']); print(gc.isenabled(), gc.get_freeze_count() > 10_000)"
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60).stdout.endswith("True True\n")
+IMPORTED = """
+import gc
+from ltune.cli import main
+try:
+    main(["fit", "--help"])
+except SystemExit:
+    print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
 
 
-def test_a_caller_that_collects_no_garbage_still_does_not():
-    probe = "import gc; from ltune.cli import main; gc.disable(); main(['version']); print(gc.isenabled())"
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60).stdout.endswith("False\n")
+def test_what_a_command_imports_is_not_looked_through_for_garbage():
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("True True\n"), done.stderr
 
 
 def test_version_names_the_stack(capsys):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ltune.apps.conversation import NO_LIMIT, Conversation, note
 from ltune.apps.source import Source, find_source
 from ltune.errors import ResourceError, UsageError
+from ltune.importing import importing
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,10 @@ def main(argv: list[str]) -> int:
     options = _parse(argv)
     source = find_source(options.source, options.adapter)
     _quiet()
-    import torch
+    with importing():
+        import torch
 
-    from ltune.models.precision import compute_dtype
+        from ltune.models.precision import compute_dtype
 
     device = _device(options.device)
     dtype = compute_dtype(source.precision or ("bf16-true" if device.type == "cuda" else "32-true"))

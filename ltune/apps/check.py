@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ltune.apps.plan import memory
 from ltune.errors import LtuneError, UsageError
+from ltune.importing import importing
 from ltune.inputs import look_at_data
 from ltune.usage import configurations, precheck
 
@@ -50,8 +51,9 @@ def main(argv: list[str]) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     title = f"ltune check {' '.join(map(str, configurations(argv)))}".rstrip()
     wrong = bad_rows(argv, title)
-    from ltune.apps.rehearsal import Rehearsal
-    from ltune.train import quiet
+    with importing():
+        from ltune.apps.rehearsal import Rehearsal
+        from ltune.train import quiet
 
     quiet()
     rehearsal = Rehearsal(argv, with_trainer=True)

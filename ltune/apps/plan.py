@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ltune import schema
 from ltune.errors import UsageError
+from ltune.importing import importing
 from ltune.usage import configurations, precheck
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ def main(argv: list[str]) -> int:
     """Prints the plan. Raises UsageError where it needs more than 110% of the memory."""
     options, rest = parse(argv)
     precheck(rest)
-    from ltune.apps.plan_text import as_dict, epoch_lines, lines, refuse
-    from ltune.apps.rehearsal import Rehearsal
-    from ltune.train import quiet
+    with importing():
+        from ltune.apps.plan_text import as_dict, epoch_lines, lines, refuse
+        from ltune.apps.rehearsal import Rehearsal
+        from ltune.train import quiet
 
     quiet()
     rehearsal = Rehearsal(rest)

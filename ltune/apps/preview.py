@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ltune import schema
 from ltune.errors import UsageError
+from ltune.importing import importing
 from ltune.inputs import look
 from ltune.usage import precheck
 
@@ -29,9 +30,10 @@ def main(argv: list[str]) -> int:
     options, rest = parse(argv)
     precheck(rest)
     look("fit", rest)
-    from ltune.apps.rehearsal import Rehearsal
-    from ltune.apps.shown_rows import shown_rows
-    from ltune.train import quiet
+    with importing():
+        from ltune.apps.rehearsal import Rehearsal
+        from ltune.apps.shown_rows import shown_rows
+        from ltune.train import quiet
 
     quiet()
     rehearsal = Rehearsal(rest)
