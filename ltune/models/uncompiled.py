@@ -6,7 +6,7 @@ PEFT import the package wherever it is installed, so whoever makes a model begin
 """
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ import torch
 compiled_at_once: Any = torch.compile
 
 
-def _compiled_when_called(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def _compiled_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+    """As torch.compile is called: with a function, or, as a decorator with options, without."""
+    if function is None:
+        return partial(_compiled_when_called, **options)
     compiled = cache(lambda: compiled_at_once(function, **options))
     return wraps(function)(lambda *arguments, **named: compiled()(*arguments, **named))
 

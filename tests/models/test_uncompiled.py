@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from ltune.models.uncompiled import _compiled_when_called
@@ -20,14 +21,19 @@ def test_inductor_is_not_imported():
     assert done.stdout == "True True False\n", done.stderr
 
 
-def test_a_function_is_compiled_once_when_it_is_called():
+@pytest.mark.parametrize("decorator", [False, True])
+def test_a_function_is_compiled_once_when_it_is_called(decorator):
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    double = _compiled_when_called(lambda x: 2 * x, backend=backend, fullgraph=True)
+    def plain(x):
+        return 2 * x
+
+    options = {"backend": backend, "fullgraph": True}
+    double = _compiled_when_called(**options)(plain) if decorator else _compiled_when_called(plain, **options)
     assert graphs == []
     for _ in range(2):
         assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
