@@ -52,7 +52,7 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code says how it ended (0 done as asked, 2 bad usage, 3 data, 4 memory, 5 not finite, 128 + signal)."""
     arguments = sys.argv[1:] if argv is None else argv
-    atexit.register(gc.freeze)  # else Python walks all that was imported once more before it ends
+    atexit.register(gc.freeze)  # else Python walks all that was imported twice more before it ends
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         return run(arguments)
