@@ -18,13 +18,12 @@ from torch import Tensor
 
 from ltune.errors import UsageError
 from ltune.models.fast.launch import aside, launch, tl, triton
-from ltune.models.fast.lent_attention import add_up, borrowers_backward
+from ltune.models.fast.lent_attention import add_up, borrowers_backward, lent_at_once, seen_beside
 from ltune.models.fast.room import ROOM, laid_out
 from ltune.models.fast.rotary import Turn, rotate
 from ltune.models.fast.tiles import (
     ALL,
     LOG2E,
-    Lent,
     Rows,
     Sizes,
     fitting,
@@ -70,7 +69,7 @@ def attend_grouped(
     launch(
         _forward, grid(tokens, rows.starts, tile, k),
         q, k, v, o, lse, rows.starts, *seen_beside(rows.lent), q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens,
-        len(rows.starts) - 1, scale * LOG2E, window or ALL, rows.lent is not None, **shape,
+        len(rows.starts) - 1, scale * LOG2E, window or ALL, lent_at_once(rows, shape), **shape,
     )  # fmt: skip
     return o, lse
 
@@ -105,8 +104,10 @@ def attend_grouped_backward(
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
     rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
     tile, shape = shape_of(heads // key_heads, width, fitting(QUERIES, width, rows.longest))
-    at = grid(tokens, starts, tile, k)
-    launch(_backward_queries, at, do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent is not None, **shape)
+    launch(
+        _backward_queries, grid(tokens, starts, tile, k),
+        do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent_at_once(rows, shape), **shape,
+    )  # fmt: skip
     sizes = fitting(KEYS, width, rows.longest)
     tile, shape = shape_of(heads // key_heads, width, sizes)
     keys = partial(launch, _backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
@@ -126,11 +127,6 @@ def _require_places(longest: int, q: Tensor) -> None:
     most = (2**31 - 1) // (q.stride(0) + ROOM)
     if longest > most:
         raise UsageError(f"a row of {longest:,} tokens: with this model's heads, attention serves up to {most:,}.\nLower data.max_length.")
-
-
-def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
-    """What kernels read to find lent tokens."""
-    return (None, None) if lent is None else (lent.lenders, lent.borrowed)
 
 
 # -- over a row -----------------------------------------------------------------------------------------------------------------------
@@ -228,7 +224,7 @@ def _forward(
         count = tl.load(borrowed + row + 1) - tl.load(borrowed + row)
         top, total, out = _outputs(
             queries, token, k + lender * stride_k, v + lender * stride_v, key_head, stride_k, stride_v,
-            tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, top, total, out, True, KEYS, DIM, WIDTH,
+            tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, top, total, out, True, LENT, DIM, WIDTH,
         )  # fmt: skip
     top, total, out = _outputs(
         queries, token, k + begin * stride_k, v + begin * stride_v, key_head, stride_k, stride_v,
@@ -264,7 +260,7 @@ def _backward_queries(
         count = tl.load(borrowed + row + 1) - tl.load(borrowed + row)
         gradient = _gradient_of_queries(
             queries, upstream, token, k + lender * stride_k, v + lender * stride_v, key_head, stride_k, stride_v,
-            tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, norm, inner, gradient, True, KEYS, DIM, WIDTH,
+            tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, norm, inner, gradient, True, LENT, DIM, WIDTH,
         )  # fmt: skip
     gradient = _gradient_of_queries(
         queries, upstream, token, k + begin * stride_k, v + begin * stride_v, key_head, stride_k, stride_v,

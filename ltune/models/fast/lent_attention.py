@@ -4,17 +4,35 @@ A program takes a tile of the keys that a row borrows and goes over all of the r
 in the order of its borrowers, by one program: no atomics, the same bits each time.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import launch, tl, triton
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.tiles import ALL, LOG2E, Lent, Sizes, grid, load, place_of, queries_read, shape_of, store, turned_back
+from ltune.models.fast.tiles import ALL, LOG2E, Lent, Rows, Sizes, grid, load, place_of, queries_read, shape_of, store, turned_back
 
+FEW = 16  # tokens that a row borrows, such as a template's first
 # With one stage the compiled kernel read where it may not (an H200, Triton of torch 2.11).
-FEW = (Sizes(64, 16, 4, 2), Sizes(64, 16, 4, 2))  # where rows borrow no more than 16 tokens each, such as a template's first
-MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
+SIZES_FEW = (Sizes(64, FEW, 4, 2), Sizes(64, FEW, 4, 2))
+SIZES_MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
 TOGETHER = 16  # borrowers whose sums are added up at once
+
+
+def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
+    """What kernels read to find lent tokens."""
+    return (None, None) if lent is None else (lent.lenders, lent.borrowed)
+
+
+def lent_at_once(rows: Rows, shape: dict[str, Any]) -> int:
+    """Lent keys that a program of this shape looks at together; 0: none are lent."""
+    return 0 if rows.lent is None else FEW if _few_each(rows.lent, len(rows.starts)) else shape["KEYS"]
+
+
+def _few_each(lent: Lent, borders: int) -> bool:
+    """Whether rows borrow few tokens each, in the mean of as many as have these borders."""
+    return lent.most <= FEW * borders
 
 
 def borrowers_backward(
@@ -39,7 +57,7 @@ def borrowers_backward(
     """
     heads, width = q.shape[1:]
     of_keys, of_values = (torch.empty(lent.most, *k.shape[1:], dtype=torch.float32, device=k.device) for _ in range(2))
-    sizes = (FEW if lent.most <= 16 * len(starts) else MANY)[width > 128]
+    sizes = (SIZES_FEW if _few_each(lent, len(starts)) else SIZES_MANY)[width > 128]
     _, shape = shape_of(heads // k.shape[1], width, sizes)
     launch(
         _borrowed_keys, grid(lent.most, starts, sizes.keys, k),

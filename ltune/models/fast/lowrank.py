@@ -194,4 +194,4 @@ def refresh(copies: list[Copy]) -> None:
     for copy in copies:
         values = torch.stack([master.detach() for master in copy.masters])
         copy.plain.copy_(values)
-        copy.scaled.copy_(values if copy.scale == 1.0 else values.mul_(copy.scale))
+        torch.mul(values, copy.scale, out=copy.scaled)  # rounded once

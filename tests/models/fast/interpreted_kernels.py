@@ -123,16 +123,19 @@ def test_a_row_whose_places_32_bits_cannot_tell_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("heads", "key_heads", "width", "window", "dtype"),
-    [(4, 1, 64, None, FULL), (4, 1, 64, None, HALF), (2, 2, 96, 40, FULL), (8, 1, 128, 7, HALF), (6, 2, 24, 1, FULL)],
-)
-def test_attention_to_lent_tokens(heads, key_heads, width, window, dtype):
+    ("heads", "key_heads", "width", "window", "dtype", "few"),
+    [
+        (4, 1, 64, None, FULL, False), (4, 1, 64, None, HALF, True), (2, 2, 96, 40, FULL, True), (8, 1, 128, 7, HALF, True),
+        (6, 2, 24, 1, FULL, False),
+    ],
+)  # fmt: skip
+def test_attention_to_lent_tokens(heads, key_heads, width, window, dtype, few):
     #          lent by 0    lone  lent by 5   nothing borrows, and rows that fill up
     lengths = (5, 7, 1, 40, 9, 70, 3, 20, 2, 0, 0)
     borrowed = torch.tensor([0, 0, 5, 10, 15, 15, 15, 85, 155, 155, 155, 155], dtype=torch.int32)
     lenders = torch.tensor([0, 0, 0, 0, 0, 0, 62, 62, 0, 0, 0, 0], dtype=torch.int32)
     borrowers = torch.tensor([0, 3, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0], dtype=torch.int32)
-    lent = Lent(lenders, borrowed, borrowers, 160)
+    lent = Lent(lenders, borrowed, borrowers, 160 if few else 400)  # tokens that there is room for
     found, expected = both(attended, lengths, heads, key_heads, width, window, dtype, lent)
     for one, other in zip(found, expected, strict=True):
         assert_near(one, other, dtype)
