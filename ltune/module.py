@@ -187,7 +187,7 @@ class FineTuner(Module):
         """AdamW or another with LoRA+ groups; the schedule moves per optimizer step."""
         named = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         optimizer = build_optimizer(named, self.optimizer, self.lora_plus_ratio)
-        if self.device.type == "cuda" and self.trainer.precision != "16-mixed":  # there the scaler must see the gradients before clipping
+        if self.device.type in ("cuda", "cpu") and self.trainer.precision != "16-mixed":  # whose scaler must see gradients before clipping
             fuse(optimizer)
         if (quick := self.policy.fast) is not None:
             optimizer.register_step_post_hook(lambda *_: quick.refresh())
