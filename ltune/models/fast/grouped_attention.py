@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ltune.errors import UsageError
 from ltune.models.fast.launch import aside, launch, tl, triton
-from ltune.models.fast.lent_attention import add_up, borrowers_backward, lent_at_once, seen_beside
+from ltune.models.fast.lent_attention import add_up, borrowers_backward, lent_at_once
 from ltune.models.fast.room import ROOM, laid_out
 from ltune.models.fast.rotary import Turn, rotate
 from ltune.models.fast.tiles import (
@@ -27,13 +27,12 @@ from ltune.models.fast.tiles import (
     Rows,
     Sizes,
     fitting,
-    grid,
     load,
-    place_of,
     queries_of,
     queries_read,
     shape_of,
     store,
+    tile_at,
     turned_back,
 )
 
@@ -66,10 +65,11 @@ def attend_grouped(
     o = laid_out(tokens, heads * width, q, room).view(q.shape)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     tile, shape = shape_of(heads // k.shape[1], width, fitting(FORWARD, width, rows.longest))
+    tiles = rows.tiles(tile, tokens)
     launch(
-        _forward, grid(tokens, rows.starts, tile, k),
-        q, k, v, o, lse, rows.starts, *seen_beside(rows.lent), q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens,
-        len(rows.starts) - 1, scale * LOG2E, window or ALL, lent_at_once(rows, shape), **shape,
+        _forward, (len(tiles) * k.shape[1],),
+        q, k, v, o, lse, tiles, q.stride(0), k.stride(0), v.stride(0), o.stride(0), tokens, k.shape[1], scale * LOG2E, window or ALL,
+        lent_at_once(rows, shape), **shape,
     )  # fmt: skip
     return o, lse
 
@@ -97,25 +97,26 @@ def attend_grouped_backward(
     """
     tokens, heads, width = q.shape
     _require_places(rows.longest, q)
-    do, key_heads, starts, lent = do.contiguous(), k.shape[1], rows.starts, rows.lent
+    do, key_heads, lent = do.contiguous(), k.shape[1], rows.lent
     gradients = out.view(tokens, -1, width)
     dq, dk, dv = gradients.split([heads, key_heads, key_heads], 1)
     delta = torch.empty_like(lse)  # written with dq, read for dk and dv
     strides = (q.stride(0), k.stride(0), v.stride(0), do.stride(0), o.stride(0), gradients.stride(0))
-    rest = (turn.cos, turn.sin, *strides, tokens, len(starts) - 1, scale, scale * LOG2E, window or ALL, turn.half(width))
+    rest = (turn.cos, turn.sin, *strides, tokens, key_heads, scale, scale * LOG2E, window or ALL, turn.half(width))
     tile, shape = shape_of(heads // key_heads, width, fitting(QUERIES, width, rows.longest))
-    launch(
-        _backward_queries, grid(tokens, starts, tile, k),
-        do, q, k, v, o, lse, delta, dq, starts, *seen_beside(lent), *rest, lent_at_once(rows, shape), **shape,
-    )  # fmt: skip
+    tiles = rows.tiles(tile, tokens)
+    at = (len(tiles) * key_heads,)
+    launch(_backward_queries, at, do, q, k, v, o, lse, delta, dq, tiles, *rest, lent_at_once(rows, shape), **shape)
     sizes = fitting(KEYS, width, rows.longest)
-    tile, shape = shape_of(heads // key_heads, width, sizes)
-    keys = partial(launch, _backward_keys, grid(tokens, starts, sizes.keys, k), do, q, k, v, lse, delta, dk, dv, starts, *rest, **shape)
+    _, shape = shape_of(heads // key_heads, width, sizes)
+    tiles = rows.tiles(sizes.keys, tokens, longest_first=True)
+    at = (len(tiles) * key_heads,)
+    keys = partial(launch, _backward_keys, at, do, q, k, v, lse, delta, dk, dv, tiles, *rest, **shape)
     if lent is None:
         keys()
     else:
         with aside(q) as until_done:  # few programs, each of which takes long
-            of_borrowers = borrowers_backward(do, q, k, v, lse, delta, starts, lent, scale, window, turn)
+            of_borrowers = borrowers_backward(do, q, k, v, lse, delta, rows.starts, lent, scale, window, turn)
         keys()
         until_done()
         add_up(dk, dv, *of_borrowers, lent)
@@ -204,24 +205,21 @@ def gradients_of_keys(
 # Queries that do not exist are zeros in q and do, so that they add nothing; keys beyond a row's end lie after all its queries.
 
 
-@triton.jit(do_not_specialize=["tokens", "rows"])  # they change with every batch
+@triton.jit(do_not_specialize=["tokens"])  # they change with every batch
 def _forward(
-    q, k, v, o, lse, starts, lenders, borrowed, stride_q, stride_k, stride_v, stride_o, tokens, rows, scale2, window, LENT: tl.constexpr,
+    q, k, v, o, lse, tiles, stride_q, stride_k, stride_v, stride_o, tokens, key_heads, scale2, window, LENT: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = PACKED // PADDED
-    row, begin, length, first = place_of(starts, rows, TILE)
+    begin, length, first, lender, count, key_head = tile_at(tiles, key_heads)
     if first >= length:
         return
-    key_head = tl.program_id(1)
     token, head, known = queries_of(first, length, key_head, GROUP, PADDED, PACKED)
     queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
     top = tl.full((PACKED,), -1e30, tl.float32)  # finite: a window may begin after a block of keys
     total = tl.zeros((PACKED,), tl.float32)
     out = tl.zeros((PACKED, WIDTH), tl.float32)
     if LENT:
-        lender = tl.load(lenders + row).to(tl.int64)
-        count = tl.load(borrowed + row + 1) - tl.load(borrowed + row)
         top, total, out = _outputs(
             queries, token, k + lender * stride_k, v + lender * stride_v, key_head, stride_k, stride_v,
             tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, top, total, out, True, LENT, DIM, WIDTH,
@@ -235,17 +233,16 @@ def _forward(
     tl.store(lse + begin + head.to(tl.int64) * tokens + token, (top + tl.log2(total)) * 0.6931471805599453, mask=known)
 
 
-@triton.jit(do_not_specialize=["tokens", "rows"])
+@triton.jit(do_not_specialize=["tokens"])
 def _backward_queries(
-    do, q, k, v, o, lse, delta, dq, starts, lenders, borrowed, cos, sin, stride_q, stride_k, stride_v, stride_do, stride_o, stride_d,
-    tokens, rows, scale, scale2, window, HALF: tl.constexpr, LENT: tl.constexpr,
+    do, q, k, v, o, lse, delta, dq, tiles, cos, sin, stride_q, stride_k, stride_v, stride_do, stride_o, stride_d,
+    tokens, key_heads, scale, scale2, window, HALF: tl.constexpr, LENT: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     TILE: tl.constexpr = PACKED // PADDED
-    row, begin, length, first = place_of(starts, rows, TILE)
+    begin, length, first, lender, count, key_head = tile_at(tiles, key_heads)
     if first >= length:
         return
-    key_head = tl.program_id(1)
     token, head, known = queries_of(first, length, key_head, GROUP, PADDED, PACKED)
     queries = load(q + begin * stride_q, token, head, stride_q, known, DIM, WIDTH)
     upstream = load(do + begin * stride_do, token, head, stride_do, known, DIM, WIDTH)
@@ -256,8 +253,6 @@ def _backward_queries(
     norm = tl.load(lse + at, mask=known, other=0.0) * 1.4426950408889634
     gradient = tl.zeros((PACKED, WIDTH), tl.float32)
     if LENT:
-        lender = tl.load(lenders + row).to(tl.int64)
-        count = tl.load(borrowed + row + 1) - tl.load(borrowed + row)
         gradient = _gradient_of_queries(
             queries, upstream, token, k + lender * stride_k, v + lender * stride_v, key_head, stride_k, stride_v,
             tl.maximum(first + count - window + 1, 0), count, count, count, window, scale2, norm, inner, gradient, True, LENT, DIM, WIDTH,
@@ -271,16 +266,15 @@ def _backward_queries(
     store(dq + begin * stride_d, gradient, token, head, stride_d, known, DIM, WIDTH)
 
 
-@triton.jit(do_not_specialize=["tokens", "rows"])
+@triton.jit(do_not_specialize=["tokens"])
 def _backward_keys(
-    do, q, k, v, lse, delta, dk, dv, starts, cos, sin, stride_q, stride_k, stride_v, stride_do, stride_o, stride_d, tokens, rows,
+    do, q, k, v, lse, delta, dk, dv, tiles, cos, sin, stride_q, stride_k, stride_v, stride_do, stride_o, stride_d, tokens, key_heads,
     scale, scale2, window, HALF: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row, begin, length, first = place_of(starts, rows, KEYS)
+    begin, length, first, lender, count, key_head = tile_at(tiles, key_heads)
     if first >= length:
         return
-    key_head = tl.program_id(1)
     key = first + tl.arange(0, KEYS)
     keys = load(k + begin * stride_k, key, key * 0 + key_head, stride_k, key < length, DIM, WIDTH)
     values = load(v + begin * stride_v, key, key * 0 + key_head, stride_v, key < length, DIM, WIDTH)

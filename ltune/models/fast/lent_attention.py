@@ -20,11 +20,6 @@ SIZES_MANY = (Sizes(64, 32, 4, 3), Sizes(64, 16, 4, 2))
 TOGETHER = 16  # borrowers whose sums are added up at once
 
 
-def seen_beside(lent: Lent | None) -> tuple[Tensor | None, Tensor | None]:
-    """What kernels read to find lent tokens."""
-    return (None, None) if lent is None else (lent.lenders, lent.borrowed)
-
-
 def lent_at_once(rows: Rows, shape: dict[str, Any]) -> int:
     """Lent keys that a program of this shape looks at together; 0: none are lent."""
     return 0 if rows.lent is None else FEW if _few_each(rows.lent, len(rows.starts)) else shape["KEYS"]

@@ -1,8 +1,9 @@
 """What attention's kernels work on: rows, a tile of a row's tokens, and the queries that are packed into it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ltune.models.fast.launch import power_of_two, tile_of, tl, triton
@@ -30,6 +31,33 @@ class Rows:
     lent: Lent | None = None  # rows may see tokens of another before their own
     lengths: tuple[int, ...] = ()  # of each row, its own tokens, where the host is to know: then others' kernels may take the long ones
     loans: tuple[tuple[int, int, int], ...] = ()  # likewise, of each row that is lent: its place, that of the rows behind it, their end
+    _tiles: dict[tuple[int, bool], Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def tiles(self, tile: int, tokens: int, longest_first: bool = False) -> Tensor:
+        """(n, 5) int32, made once: of each tile of so many tokens where its row begins, that row's tokens, where in it the tile begins (not
+        before its end if nothing is to do), where the row's lender begins, and how many tokens it borrows.
+
+        Args:
+            tile: Tokens.
+            tokens: T; n follows from it, however long each row is, so that a captured graph serves other rows as well.
+            longest_first: Those first that most of their row stands behind, else in the rows' order.
+        """
+        if (tile, longest_first) not in self._tiles:
+            self._tiles[tile, longest_first] = self._cut(tile, tokens, longest_first)
+        return self._tiles[tile, longest_first]
+
+    def _cut(self, tile: int, tokens: int, longest_first: bool) -> Tensor:
+        lengths = self.starts.diff()
+        counts = (lengths + (tile - 1)).div(tile, rounding_mode="floor")
+        ends = counts.cumsum(0)
+        number = torch.arange(tokens // tile + len(lengths), device=lengths.device)
+        row = torch.searchsorted(ends, number, right=True).clamp_(max=len(lengths) - 1)
+        first = (number - (ends - counts)[row]) * tile
+        if longest_first:
+            order = (lengths[row] - first).argsort(descending=True, stable=True)
+            row, first = row[order], first[order]
+        lenders, borrowed = (self.lent.lenders, self.lent.borrowed.diff()) if self.lent else (torch.zeros_like(lengths),) * 2
+        return torch.stack([self.starts[row], lengths[row], first.to(torch.int32), lenders[row], borrowed[row]], 1)
 
 
 class Sizes(NamedTuple):
@@ -75,6 +103,14 @@ def place_of(starts, rows, TILE: tl.constexpr):
     begin = tl.load(starts + row)
     length = tl.load(starts + row + 1) - begin
     return row, begin.to(tl.int64), length, (tile - begin // TILE - row) * TILE
+
+
+@triton.jit
+def tile_at(tiles, key_heads):
+    """What ``Rows.tiles`` says of the program's tile, and its key head. Those of a tile are next to each other: they read side by side."""
+    at = tiles + tl.program_id(0) // key_heads * 5
+    begin, lender = tl.load(at).to(tl.int64), tl.load(at + 3).to(tl.int64)
+    return begin, tl.load(at + 1), tl.load(at + 2), lender, tl.load(at + 4), tl.program_id(0) % key_heads
 
 
 @triton.jit

@@ -89,10 +89,8 @@ def test_attention_fits_on_cards_for_games_too(width):
 def test_every_kernel_of_a_step_compiles_for_hopper(adapter):
     found = outline("tiny", dtype=torch.bfloat16, quantize=NF4(), adapter=adapter, layers=2)
     launches = ahead.foreseen(FastModel(found.causal, torch.bfloat16), Setting(1024))
-    assert {(one.kernel.__name__, one.arguments[6] is None) for one in launches if one.kernel.__name__ == "_forward"} == {
-        ("_forward", True),
-        ("_forward", False),
-    }
+    lent_at_once = grouped_attention._forward.arg_names.index("LENT")
+    assert {one.arguments[lent_at_once] for one in launches if one.kernel is grouped_attention._forward} == {0, 16, 32}
     for one in launches:
         as_launched(one, HOPPER)
 
