@@ -51,6 +51,10 @@ class Stretch(NamedTuple):
 
 def stretches(rows: Rows) -> list[Stretch]:
     """Long rows, and what lies between."""
+    return rows.once("stretches", lambda: _stretches(rows))
+
+
+def _stretches(rows: Rows) -> list[Stretch]:
     found: list[Stretch] = []
     number = place = 0
     for long, group in groupby(rows.lengths, lambda length: length >= LONG):

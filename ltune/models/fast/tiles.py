@@ -1,5 +1,6 @@
 """What attention's kernels work on: rows, a tile of a row's tokens, and the queries that are packed into it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,20 +32,24 @@ class Rows:
     lent: Lent | None = None  # rows may see tokens of another before their own
     lengths: tuple[int, ...] = ()  # of each row, its own tokens, where the host is to know: then others' kernels may take the long ones
     loans: tuple[tuple[int, int, int], ...] = ()  # likewise, of each row that is lent: its place, that of the rows behind it, their end
-    _tiles: dict[tuple[int, bool], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gave for that key the first time: all layers ask for the same."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def tiles(self, tile: int, tokens: int, longest_first: bool = False) -> Tensor:
-        """(n, 5) int32, made once: of each tile of so many tokens where its row begins, that row's tokens, where in it the tile begins (not
-        before its end if nothing is to do), where the row's lender begins, and how many tokens it borrows.
+        """(n, 5) int32: of each tile of so many tokens where its row begins, that row's tokens, where in it the tile begins (not before its
+        end if nothing is to do), where the row's lender begins, and how many tokens it borrows.
 
         Args:
             tile: Tokens.
             tokens: T; n follows from it, however long each row is, so that a captured graph serves other rows as well.
             longest_first: Those first that most of their row stands behind, else in the rows' order.
         """
-        if (tile, longest_first) not in self._tiles:
-            self._tiles[tile, longest_first] = self._cut(tile, tokens, longest_first)
-        return self._tiles[tile, longest_first]
+        return self.once((tile, longest_first), lambda: self._cut(tile, tokens, longest_first))
 
     def _cut(self, tile: int, tokens: int, longest_first: bool) -> Tensor:
         lengths = self.starts.diff()
