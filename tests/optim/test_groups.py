@@ -33,9 +33,29 @@ def test_adam_is_fused_unless_its_options_say_otherwise():
         optimizer = torch.optim.AdamW([weight], **options)
         fuse(optimizer)
         assert is_fused(optimizer) is fused, options
+    strided = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2, 3).T)])
+    fuse(strided)
+    assert not is_fused(strided)
     other = torch.optim.SGD([weight], lr=0.1, fused=True)
     fuse(other)
     assert not is_fused(other)
+
+
+def test_a_fused_step_is_the_plain_one_to_rounding_however_gradients_come_about():
+    torch.manual_seed(0)
+    start, factor = torch.randn(4, 6), torch.randn(6, 4)
+    found = []
+    for fused in (False, True):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=None if fused else False)
+        fuse(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (weight * factor.T).square().sum().backward()  # the gradient is computed with other strides
+            optimizer.step()
+        assert is_fused(optimizer) is fused
+        found.append(weight.detach())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("fused", [True, False])
