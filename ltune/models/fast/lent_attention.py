@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltune.models.fast.launch import launch, tl, triton
 from ltune.models.fast.rotary import Turn
-from ltune.models.fast.tiles import ALL, LOG2E, Lent, Rows, Sizes, grid, load, place_of, queries_read, shape_of, store, turned_back
+from ltune.models.fast.tiles import ALL, LOG2E, Lent, Rows, Sizes, load, queries_read, shape_of, store, turned_back
 
 FEW = 16  # tokens that a row borrows, such as a template's first
 # With one stage the compiled kernel read where it may not (an H200, Triton of torch 2.11).
@@ -55,7 +55,7 @@ def borrowers_backward(
     sizes = (SIZES_FEW if _few_each(lent, len(starts)) else SIZES_MANY)[width > 128]
     _, shape = shape_of(heads // k.shape[1], width, sizes)
     launch(
-        _borrowed_keys, grid(lent.most, starts, sizes.keys, k),
+        _borrowed_keys, (lent.most // sizes.keys + len(starts) - 1, k.shape[1]),
         do, q, k, v, lse, delta, of_keys, of_values, starts, lent.lenders, lent.borrowed, turn.cos, turn.sin,
         q.stride(0), k.stride(0), v.stride(0), do.stride(0), of_keys.stride(0), len(q), len(starts) - 1, scale, scale * LOG2E,
         window or ALL, turn.half(width), **shape,
@@ -73,13 +73,31 @@ def add_up(dk: Tensor, dv: Tensor, of_keys: Tensor, of_values: Tensor, lent: Len
     )  # fmt: skip
 
 
+@triton.jit
+def borrower_of(borrowed, rows, TILE: tl.constexpr):
+    """The row that borrows what the program's tile has; how many tokens the rows before it borrow, how many it does, and where among these
+    the tile begins: not before their end if nothing is to do.
+
+    Row i has the tiles from borrowed[i] // TILE + i on up to the next row's, which are as many as it needs or one more.
+    """
+    tile = tl.program_id(0)
+    row = -1
+    for first in range(0, rows, 64):
+        some = first + tl.arange(0, 64)
+        begins = tl.load(borrowed + some, mask=some < rows, other=0) // TILE + some
+        row += tl.sum(((some < rows) & (begins <= tile)).to(tl.int32), 0)
+    before = tl.load(borrowed + row)
+    count = tl.load(borrowed + row + 1) - before
+    return row, before.to(tl.int64), count, (tile - before // TILE - row) * TILE
+
+
 @triton.jit(do_not_specialize=["tokens", "rows"])
 def _borrowed_keys(
     do, q, k, v, lse, delta, of_keys, of_values, starts, lenders, borrowed, cos, sin, stride_q, stride_k, stride_v, stride_o, stride_of,
     tokens, rows, scale, scale2, window, HALF: tl.constexpr,
     GROUP: tl.constexpr, PADDED: tl.constexpr, PACKED: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row, before, count, first = place_of(borrowed, rows, KEYS)
+    row, before, count, first = borrower_of(borrowed, rows, KEYS)
     if first >= count:
         return
     key_head = tl.program_id(1)
@@ -111,7 +129,7 @@ def _borrowed_keys(
 @triton.jit(do_not_specialize=["rows"])
 def _add_up(of_keys, of_values, dk, dv, lenders, borrowed, borrowers, rows, width, stride, TOGETHER: tl.constexpr, BLOCK: tl.constexpr):
     """A program for each borrowed token and part of its numbers; those of a lender's first borrower do the work."""
-    row, before, count, place = place_of(borrowed, rows, 1)
+    row, before, count, place = borrower_of(borrowed, rows, 1)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     known = column < width
     sharers = tl.load(borrowers + row)

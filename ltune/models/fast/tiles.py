@@ -88,28 +88,6 @@ def shape_of(group: int, width: int, sizes: Sizes) -> tuple[int, dict[str, Any]]
     return packed // padded, known | {"num_warps": sizes.warps, "num_stages": sizes.stages}
 
 
-def grid(tokens: int, starts: Tensor, tile: int, k: Tensor) -> tuple[int, int]:
-    """Enough tiles for all rows however long each is, so that a captured graph serves other rows as well; and the key heads."""
-    return tokens // tile + len(starts) - 1, k.shape[1]
-
-
-@triton.jit
-def place_of(starts, rows, TILE: tl.constexpr):
-    """Its row; where this begins, its tokens, and where in it the program's tile begins: not before its end if nothing is to do.
-
-    Row i has the tiles from starts[i] // TILE + i on up to the next row's, which are as many as it needs or one more.
-    """
-    tile = tl.program_id(0)
-    row = -1
-    for first in range(0, rows, 64):
-        some = first + tl.arange(0, 64)
-        begins = tl.load(starts + some, mask=some < rows, other=0) // TILE + some
-        row += tl.sum(((some < rows) & (begins <= tile)).to(tl.int32), 0)
-    begin = tl.load(starts + row)
-    length = tl.load(starts + row + 1) - begin
-    return row, begin.to(tl.int64), length, (tile - begin // TILE - row) * TILE
-
-
 @triton.jit
 def tile_at(tiles, key_heads):
     """What ``Rows.tiles`` says of the program's tile, and its key head. Those of a tile are next to each other: they read side by side."""
