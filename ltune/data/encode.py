@@ -117,13 +117,16 @@ class Encoder:
             UsageError: The template refuses a row, or the settings do; then nothing is said of the others.
         """
         with _no_collection():
-            asked = [self._asked(row) for row in rows]
-            made = self.maker.pieces([one for several in asked for one in several])
-            outcomes, begin = [], 0
-            for row, several in zip(rows, asked, strict=True):
-                outcomes.append(self._outcome(row, several, made[begin : begin + len(several)]))
-                begin += len(several)
-            return outcomes
+            return self._process(rows)  # what it makes on the way is gone before the collector looks
+
+    def _process(self, rows: Items[Row]) -> list[Encoded | Dropped]:
+        asked = [self._asked(row) for row in rows]
+        made = self.maker.pieces([one for several in asked for one in several])
+        outcomes, begin = [], 0
+        for row, several in zip(rows, asked, strict=True):
+            outcomes.append(self._outcome(row, several, made[begin : begin + len(several)]))
+            begin += len(several)
+        return outcomes
 
     def prompt(self, row: Chat) -> tuple[list[int], str | None]:
         """Ids up to where the last answer begins, never cut, and that answer's text; None where the conversation ends with the user."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ltune.data.limits import together
 from ltune.data.roles import apart
 from ltune.data.rows import BadRow, Message, Text, ToolCall
 from ltune.data.shield import Shield, texts_in
@@ -102,7 +103,7 @@ class PieceMaker:
             BadRow: The template refuses a row.
             UsageError: It spells a control token where that is an error.
         """
-        asked = [self._ask(row) for row in rows]
+        asked = self._ask_all(rows)
         ids, counts = self.tokens.encode([segment.text for _, _, segments in asked for segment in segments or ()])
         ends = np.cumsum([0, *counts])[np.cumsum([0, *(len(segments or ()) for _, _, segments in asked)])]  # in tokens, of each row
         places = np.flatnonzero(self.tokens.is_control[ids])
@@ -157,6 +158,13 @@ class PieceMaker:
             return self.template.render(row.messages, row.add_generation_prompt, row.tools)
         except UsageError as error:
             raise BadRow(row.place, str(error)) from error
+
+    def _ask_all(self, rows: Sequence[Conversation | Text]) -> list[Asked]:
+        try:
+            with together():
+                return [self._ask(row) for row in rows]
+        except MemoryError:  # rows that are huge together
+            return [self._ask(row) for row in rows]
 
     def _ask(self, row: Conversation | Text) -> Asked:
         spelled = self.tokens.found_in(texts_of(row))

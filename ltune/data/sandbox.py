@@ -1,21 +1,14 @@
 """Chat templates come with models, from anyone: they are rendered where they cannot reach out, run for ever or fill the memory.
 
-Jinja's sandbox as transformers sets it up (same filters, same functions, same white space), with limits on top. What stands between
-``{% generation %}`` and ``{% endgeneration %}`` comes back marked. It refuses to know conversations.
+Jinja's sandbox as transformers sets it up (same filters, same functions, same white space), with limits on top, those of time and memory
+by limits.py. What stands between ``{% generation %}`` and ``{% endgeneration %}`` comes back marked. It refuses to know conversations.
 """
 
 import json
-import os
 import re
-import resource
-import signal
-import threading
-import time
-from collections.abc import Callable
 from datetime import datetime
 from functools import cache, lru_cache
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Template as Compiled
 from jinja2 import TemplateError, nodes
@@ -26,21 +19,17 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from ltune.data.limits import limited
 from ltune.data.sane_values import WRITING, sane, sane_arguments
 from ltune.data.sane_values import TooMuch as TooMuch
 
-SECONDS = 1.0  # of processor time, for one conversation
-MEMORY = 1 << 30  # bytes that rendering one may take
-FRESH = 0.1  # seconds that the process's size is believed to stay what it is
 LONGEST = 100_000_000  # characters that one may come to
 # Templates that write today's date write this one, which Llama 3.1 falls back on: a row must be the same tomorrow
 TODAY = datetime(2024, 7, 26)
 LARGEST_NUMBER = 100_000  # bits of a whole number; reckoning with larger ones takes long
 WIDE = re.compile(r"%[^a-zA-Z%]*(\d{6}|\*)")  # a format such as %1000000d
 
-
 METHODS = frozenset(dir(dict))
-Result = TypeVar("Result")
 
 
 class Marked(str):
@@ -194,78 +183,3 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, s
 
 def _raise(message: str) -> None:
     raise TemplateError(sane(message))
-
-
-# -- limits ---------------------------------------------------------------------------------------------------------------------------
-
-
-class _Alarm(BaseException):
-    """Not an Exception: nothing in a template may catch it."""
-
-
-def limited(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns, unless it takes too long or too much memory. Only the main thread can be interrupted.
-
-    Raises:
-        TooMuch: It does.
-    """
-    if threading.get_ident() != threading.main_thread().ident:
-        return work()
-    _hear()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    try:
-        # Processor time, not the clock's: other programs' work is not held against the template. Again and again, should one be lost
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 0.1)
-        try:
-            return _below(_ceiling(soft, hard), soft, hard, work)
-        except MemoryError:
-            before = _room()
-        # The process may have grown by itself since it was last measured
-        _measured.cache_clear()
-        if _room() <= before:
-            raise MemoryError
-        return _below(_ceiling(soft, hard), soft, hard, work)
-    except _Alarm:
-        raise TooMuch(f"it is not done after {SECONDS:g} s") from None
-    except MemoryError:
-        raise TooMuch(f"it takes more than {MEMORY >> 30} GiB of memory") from None
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def _below(ceiling: int, soft: int, hard: int, work: Callable[[], Result]) -> Result:
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (ceiling, hard))
-        return work()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _ceiling(soft: int, hard: int) -> int:
-    return min((limit for limit in (soft, hard, _room()) if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
-
-
-@cache
-def _hear() -> None:
-    signal.signal(signal.SIGVTALRM, _ring)
-
-
-def _ring(signum: int, frame: FrameType | None) -> None:
-    raise _Alarm
-
-
-def _room() -> int:
-    """Bytes of address space that this process may come to while it renders; as it was measured not long ago.
-
-    A stale figure would be worse than none: below what the process has taken by now, even its stack could not grow.
-    """
-    return _measured(int(time.monotonic() / FRESH))
-
-
-@lru_cache(maxsize=1)
-def _measured(moment: int) -> int:
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
-    except FileNotFoundError:  # not Linux
-        return resource.RLIM_INFINITY

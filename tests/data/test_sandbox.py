@@ -141,7 +141,7 @@ def test_the_ceiling_is_above_what_the_process_has_taken_since():
     """torch and CUDA take many GiB of address space between a template's first look and its use; below that, not even the stack grows."""
     code = """if True:
         import mmap, resource, time
-        from ltune.data.sandbox import FRESH, MEMORY, limited
+        from ltune.data.limits import FRESH, MEMORY, limited
         limited(lambda: None)
         more = mmap.mmap(-1, 3 * MEMORY)
         time.sleep(FRESH)
