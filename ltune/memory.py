@@ -25,6 +25,7 @@ from ltune.models.fast.model import FastModel
 from ltune.system import free_memory
 
 Wanted = Literal["auto", "speed", "least"]
+Gather = Callable[[Any], list[Any]]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ def in_one_piece() -> None:
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def alone(value: Any) -> list[Any]:
+    """A value of each rank, where there is one."""
+    return [value]
 
 
 class Memory:
@@ -64,24 +70,21 @@ class Memory:
 
     # -- before the first step --------------------------------------------------------------------------------------------------------
 
-    def settle(self, file: Path, step: Step, rehearse: Callable[[], None] | None) -> None:
-        """Take the recorded setting or choose one, and try it on the largest step, so that memory runs out now or not at all.
+    def settle(self, file: Path, step: Step, rehearse: Callable[[], None], gather: Gather = alone) -> None:
+        """Take the recorded setting or choose one, and try it on the largest step, so that memory runs out now or not at all. All ranks
+        take the same: the checkpoint has one.
 
         Args:
             file: Where the choice is recorded.
-            step: The one with the most tokens.
-            rehearse: Forward and backward of that step, without a trace; None: not to be tried.
+            step: The one with the most tokens, on any rank.
+            rehearse: Forward and backward of that step, without a trace.
+            gather: A value of each rank, in their order.
         """
         if self.fast is not None and self.setting is None:
-            self.setting = recorded(file) or self._chosen(self.fast, step)
+            self.setting = gather(recorded(file))[0] or self._chosen(self.fast, step, gather)
         if self.fast is not None and self.setting is not None:
             self.fast.adopt(self.setting)
-        while rehearse is not None:
-            try:
-                rehearse()
-                break
-            except torch.OutOfMemoryError as error:
-                problem = str(error)
+        while problem := next(filter(None, gather(tried(rehearse))), None):
             self.give_up_some(step, problem)
         if self.setting is not None:
             log.info("memory: %s", self.setting)
@@ -89,16 +92,18 @@ class Memory:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, json.dumps(plain(self.setting), indent=1) + "\n")
 
-    def _chosen(self, fast: FastModel, step: Step) -> Setting:
+    def _chosen(self, fast: FastModel, step: Step, gather: Gather = alone) -> Setting:
         longest = max(len(sequence) for sequences in step.sequences.values() for sequence in sequences)
         if self.wanted == "least":
             return least(step.tokens)
         if self.wanted == "speed":
             return quickest(fast.shape(), step.tokens, again=self.again)
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        host = free_memory()
-        setting = choose(fast.shape(), free, step.tokens, longest, again=self.again, host=host)
-        if reason := refusal(fast.shape(), setting, free, torch.cuda.memory_allocated(), step.tokens, longest, host):
+        taken = torch.cuda.memory_allocated()
+        each = gather((torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - taken, free_memory(), taken))
+        free, hosts, loaded = (list(values) for values in zip(*each, strict=True))
+        host = min((one for one in hosts if one is not None), default=None)
+        setting = choose(fast.shape(), min(free), step.tokens, longest, again=self.again, host=host)
+        if reason := refusal(fast.shape(), setting, min(free), min(loaded), step.tokens, longest, host):
             raise UsageError(reason)
         return setting
 
@@ -151,6 +156,15 @@ class Memory:
     def restore(self, state: dict[str, Any] | None) -> None:
         """Of a checkpoint."""
         self.setting = setting_of(state) if state else None
+
+
+def tried(work: Callable[[], None]) -> str | None:
+    """What torch says if memory runs out."""
+    try:
+        work()
+    except torch.OutOfMemoryError as error:
+        return str(error) or "out of memory"
+    return None
 
 
 def recorded(file: Path) -> Setting | None:

@@ -90,7 +90,8 @@ class Outcome:
 
     def _message(self, what: str, value: float, place: Callable[[int], str]) -> str:
         bad = [row for part in self.parts if not torch.isfinite(part.loss) for row in part.rows]
-        bad = bad or [row for part in self.parts for row in part.rows]
+        elsewhere = what == "loss" and math.isfinite(sum(float(part.loss) for part in self.parts))
+        bad = bad or [row for part in self.parts for row in part.rows if not elsewhere]
         places = ", ".join(place(row) for row in bad[:8]) + (" ..." if len(bad) > 8 else "")
         return (
             f"the {what} is {value} at step {self.step}; the optimizer step was not taken.\n"

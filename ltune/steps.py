@@ -40,7 +40,7 @@ class Steps:
         """Choose how steps use the memory, and try it on the largest: memory runs out now or not at all."""
         step = self.module.objective.longest(heaviest)
         file = Path(self.module.trainer.default_root_dir) / "memory.json"
-        self.module.memory.settle(file, step, None if self._joined else lambda: self._rehearse(step, optimizer))
+        self.module.memory.settle(file, step, lambda: self._rehearse(step, optimizer), self.actor.gather)
 
     def _rehearse(self, step: Step, optimizer: Optimizer) -> None:
         """What the step needs, its optimizer's moments included, and nothing left of it. In the precision that Lightning has steps
@@ -49,7 +49,7 @@ class Steps:
         moments = torch.empty(missing, dtype=torch.uint8, device=self.actor.device)
         try:
             with self.module.trainer.precision_plugin.train_step_context():
-                self._accumulate(step, once=False)  # a lighter step may have less in common, and more to compute
+                self._accumulate(step, once=False, alone=True)  # a lighter step may have less in common, and more to compute
         finally:
             del moments
             self.parts = []
@@ -78,8 +78,9 @@ class Steps:
         trainer = self.module.trainer
         return trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)
 
-    def _accumulate(self, step: Step, *, once: bool = True) -> Tensor:
-        """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here."""
+    def _accumulate(self, step: Step, *, once: bool = True, alone: bool = False) -> Tensor:
+        """The losses are shares of the step's: they are only added up. DDP divides by the ranks, which is undone here. ``alone``: gradients
+        stay this rank's."""
         module, device = self.module, self.actor.device
         self.parts, self.collected = [], None
         position = step.position or (0, 0)
@@ -92,7 +93,7 @@ class Steps:
             self.parts.append(Part(loss.detach(), batch.rows, metrics))
             if self._joined:
                 loss = loss * module.trainer.world_size
-                if number == len(batches):
+                if number == len(batches) and not alone:
                     return loss
             with _without_autocast(device.type):
                 module.trainer.strategy.backward(loss, None)
@@ -144,7 +145,7 @@ class Steps:
 
     def add_ranks(self, values: Tensor) -> Tensor:
         """The sum over the ranks."""
-        return self.module.trainer.strategy.reduce(values, reduce_op="sum")
+        return self.module.trainer.strategy.reduce(values.clone(), reduce_op="sum")  # which writes over what it is given
 
 
 def _without_autocast(device: str) -> AbstractContextManager:

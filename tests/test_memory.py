@@ -34,7 +34,7 @@ def begin(fast, step, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), 2**40))
         memory = Memory(wanted)
         memory.fast = fast
-        memory.settle(tmp_path / "memory.json", step, rehearse=None)
+        memory.settle(tmp_path / "memory.json", step, lambda: None)
         return memory.setting
 
     return chosen

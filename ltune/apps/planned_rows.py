@@ -98,14 +98,10 @@ def tokenised(data: ChatData, world_size: int) -> PlannedRows:
         world_size=world_size,
         micro_batches=data.packed_micro_batches(),
     )
-    micro_batches, size = sampler.micro_batches(0), data.accumulate * world_size
-    begins = np.cumsum([0, *map(len, micro_batches[:-1])])
-    tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
-    totals = np.add.reduceat(tokens, np.arange(0, len(tokens), size))  # of each step
-    number = int(totals.argmax())
-    heaviest = sampler.deal(micro_batches[number * size : (number + 1) * size], (0, number))
+    totals = sampler.shares(sampler.micro_batches(0), lengths)[:, 0]
+    heaviest = sampler.heaviest(lengths)
     batches: Any = Batches(rows, flat=data.layout == "flat", pad_id=data.tokenizer.pad_token_id)
-    return PlannedRows(batches[heaviest], int(lengths.max()), int(lengths.sum()), len(sampler), assumed=False, totals=totals // world_size)
+    return PlannedRows(batches[heaviest], int(lengths.max()), int(lengths.sum()), len(sampler), assumed=False, totals=totals)
 
 
 def assumed(data: dict[str, Any]) -> PlannedRows:

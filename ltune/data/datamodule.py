@@ -231,7 +231,7 @@ class ChatData(LightningDataModule):
 
     @cached_property
     def heaviest_step(self) -> Step:
-        """The step of the first epoch whose micro-batches have the most tokens: where it fits, all others do."""
+        """What a rank has in a step of the first epoch that has the most tokens: where it fits, all others do."""
         return self._batches(self.train_rows)[self.window_sampler().heaviest(self.train_rows.lengths)]
 
     def val_dataloader(self) -> DataLoader | list:

@@ -96,17 +96,22 @@ class WindowSampler(Sampler[Window]):
         return self.deal(micro_batches[first : first + size], (epoch, number))
 
     def heaviest(self, lengths: np.ndarray) -> Window:
-        """The window of the first epoch whose micro-batches have the most tokens, over all ranks.
+        """What a rank computes in a step of the first epoch that has the most tokens; the same on all ranks.
 
         Args:
             lengths: Tokens of each row, (rows,).
         """
         micro_batches = self.micro_batches(0)
+        number, rank = divmod(int(self.shares(micro_batches, lengths).argmax()), self.world_size)
+        size = self.accumulate * self.world_size
+        return self.deal(micro_batches[number * size : (number + 1) * size], (0, number * self.repeats), rank)
+
+    def shares(self, micro_batches: list[tuple[int, ...]], lengths: np.ndarray) -> np.ndarray:
+        """Tokens of each rank in each window of an epoch's micro-batches, (windows, ranks)."""
         begins = np.cumsum([0, *map(len, micro_batches[:-1])])
         tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
-        size = self.accumulate * self.world_size
-        number = int(np.add.reduceat(tokens, np.arange(0, len(tokens), size)).argmax())
-        return self.window(micro_batches, 0, number * self.repeats)
+        missing = -len(tokens) % (self.accumulate * self.world_size)
+        return np.pad(tokens, (0, missing)).reshape(-1, self.accumulate, self.world_size).sum(1)
 
     def micro_batches(self, epoch: int) -> list[tuple[int, ...]]:
         """All micro-batches of an epoch, over all ranks, in their order."""
@@ -115,11 +120,11 @@ class WindowSampler(Sampler[Window]):
         order = epoch_order(len(self.trained), self.seed, epoch)
         return [tuple(order[begin : begin + self.batch_size]) for begin in range(0, len(order), self.batch_size)]
 
-    def deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int]) -> Window:
-        """This rank's share of a window; micro-batch j goes to rank j modulo the number of ranks."""
+    def deal(self, micro_batches: list[tuple[int, ...]], position: tuple[int, int], rank: int | None = None) -> Window:
+        """A rank's share of a window, this one's if none is named; micro-batch j goes to rank j modulo the number of ranks."""
         tokens = sum(self.trained[list(rows)].sum().item() for rows in micro_batches)
         rows = sum(map(len, micro_batches))
-        return Window(tuple(micro_batches[self.rank :: self.world_size]), tokens, rows, position)
+        return Window(tuple(micro_batches[self.rank if rank is None else rank :: self.world_size]), tokens, rows, position)
 
 
 class InOrder(Sampler[MicroBatch]):

@@ -60,6 +60,22 @@ def test_ranks_share_each_window_and_every_row_comes_once(rows, batch, accumulat
         assert all(len(share.micro_batches) <= accumulate for share in shares)
 
 
+@given(rows=st.integers(1, 60), batch=st.integers(1, 5), accumulate=st.integers(1, 4), world=st.integers(1, 3), repeats=st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_all_ranks_find_the_share_with_the_most_tokens(rows, batch, accumulate, world, repeats):
+    lengths = np.random.default_rng(rows).integers(1, 100, rows)
+    ranks = [sampler(rows, batch, accumulate, rank, world) for rank in range(world)]
+    for rank in ranks:
+        rank.repeats = repeats
+    heaviest = {rank.heaviest(lengths) for rank in ranks}
+    assert len(heaviest) == 1
+    shares = [share for rank in ranks for share in rank]
+    most = max(int(lengths[rows_of(share)].sum()) for share in shares)
+    (found,) = heaviest
+    assert found in shares
+    assert int(lengths[rows_of(found)].sum()) == most
+
+
 @pytest.mark.parametrize(("batch", "accumulate", "world"), [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4)])
 def test_a_step_has_the_same_rows_however_it_is_cut_up(batch, accumulate, world):
     ranks = [list(sampler(21, batch, accumulate, rank, world)) for rank in range(world)]

@@ -1,0 +1,85 @@
+"""What two ranks have to agree on, the quick way on the CPU: how memory is used, and whose rows are bad."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+# The quick way on the CPU, with so much memory free on each rank; told to stop after a step, if at all
+PROGRAM = """
+import os, signal, sys
+import torch
+from lightning.pytorch import Callback
+from ltune import cli
+from ltune.models.fast import build
+from ltune.models.fast.model import FastModel
+
+build._require_device = lambda *arguments: None
+rank = int(os.environ.get("LOCAL_RANK", 0))
+torch.cuda.mem_get_info = lambda: (int(os.environ["FREE"].split()[rank]), 2**40)
+room = int(os.environ.get("ROOM", "999 999").split()[rank])
+compute = FastModel.token_losses
+
+def losses(self, input_ids, *rest):
+    if len(input_ids) > room:
+        raise torch.OutOfMemoryError("out of memory")
+    return compute(self, input_ids, *rest) * (float("nan") if os.environ.get("BAD") == str(rank) else 1)
+
+FastModel.token_losses = losses
+
+class Watch(Callback):
+    def on_train_batch_end(self, trainer, module, *rest):
+        with open(f"{trainer.default_root_dir}-{trainer.global_rank}.txt", "w") as file:
+            file.write(str(module.memory.setting))
+        if trainer.global_rank == 0 and trainer.global_step == int(os.environ.get("STOP", 0)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+OPTIONS = [
+    "--model.quantize", "null", "--model.adapter.rank", 4, "--model.optimizer.lr", 1e-3, "--data.datasets=[rows.jsonl]",
+    "--data.batch_size", 2, "--data.max_rows", 24, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
+    "--trainer.accumulate_grad_batches", 2, "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1, "--trainer.devices", 2,
+    "--trainer.strategy", "ddp", "--trainer.callbacks+=program.Watch",
+]  # fmt: skip
+LITTLE = {"FREE": f"{2**36} {41 * 10**6}", "ROOM": "999 60"}  # on the second: activations are computed again, a step in two or more parts
+
+
+@pytest.fixture
+def fit(rows, tmp_path):
+    """Run `ltune fit` in two processes; its exit code, and each rank's setting as it says it."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def run(name, **environment):
+        words = [sys.executable, "program.py", "fit", "--run", name, *map(str, OPTIONS)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), **environment}
+        made = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        said = [tmp_path / f"{name}-{rank}.txt" for rank in range(2)]
+        return made, [file.read_text() for file in said if file.exists()]
+
+    return run
+
+
+def test_a_stopped_run_goes_on_in_the_same_bits(fit, tmp_path):
+    """One setting of the memory for both: micro-batches of another size round in their own way, and the checkpoint has one."""
+    whole, settings = fit("whole", **LITTLE)
+    assert whole.returncode == 0, whole.stderr
+    assert settings[0] == settings[1]
+    assert int(re.search(r"up to (\d+) tokens, activations computed again", settings[0])[1]) <= 60
+    assert "the GPU's memory was full; going on with micro-batches of up to" in whole.stderr
+    assert fit("stopped", **LITTLE, STOP="3")[0].returncode == 143
+    again, found = fit("stopped", **LITTLE)
+    assert (again.returncode, found) == (0, settings)
+    first, second = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("whole", "stopped"))
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def test_only_the_rank_that_has_them_names_rows_that_are_bad(fit):
+    done, _ = fit("bad", FREE=f"{2**36} {2**36}", BAD="1")
+    assert done.returncode != 0
+    assert "the loss is nan at step 1; the optimizer step was not taken.\nrows: on another rank" in done.stderr
+    assert "the loss is nan at step 1; the optimizer step was not taken.\nrows: rows.jsonl:" in done.stderr
