@@ -1,24 +1,29 @@
 """What two ranks have to agree on, the quick way on the CPU: how memory is used, and whose rows are bad."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
 
-# The quick way on the CPU, with so much memory free on each rank; told to stop after a step, if at all
+# Imported by `ltune fit` with its callbacks: two ranks of one process, the quick way on the CPU, with so much memory free on each rank,
+# and so many tokens at once; told to stop after a step, if at all
 PROGRAM = """
-import os, signal, sys
+import atexit, os, signal, socket
 import torch
 from lightning.pytorch import Callback
-from ltune import cli
 from ltune.models.fast import build
 from ltune.models.fast.model import FastModel
 
+if "LOCAL_RANK" not in os.environ:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    if other := os.fork():
+        atexit.register(os.waitpid, other, 0)
+    os.environ["LOCAL_RANK"] = "0" if other else "1"
+rank = int(os.environ["LOCAL_RANK"])
 build._require_device = lambda *arguments: None
-rank = int(os.environ.get("LOCAL_RANK", 0))
 torch.cuda.mem_get_info = lambda: (int(os.environ["FREE"].split()[rank]), 2**40)
 room = int(os.environ.get("ROOM", "999 999").split()[rank])
 compute = FastModel.token_losses
@@ -36,9 +41,6 @@ class Watch(Callback):
             file.write(str(module.memory.setting))
         if trainer.global_rank == 0 and trainer.global_step == int(os.environ.get("STOP", 0)):
             os.kill(os.getpid(), signal.SIGTERM)
-
-if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv[1:]))
 """
 OPTIONS = [
     "--model.quantize", "null", "--model.adapter.rank", 4, "--model.optimizer.lr", 1e-3, "--data.datasets=[rows.jsonl]",
@@ -50,16 +52,14 @@ LITTLE = {"FREE": f"{2**36} {41 * 10**6}", "ROOM": "999 60"}  # on the second: a
 
 
 @pytest.fixture
-def fit(rows, tmp_path):
-    """Run `ltune fit` in two processes; its exit code, and each rank's setting as it says it."""
+def fit(ltune, rows, tmp_path):
+    """Run `ltune fit` on two ranks: what the first ends with, and each rank's setting."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def run(name, **environment):
-        words = [sys.executable, "program.py", "fit", "--run", name, *map(str, OPTIONS)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), **environment}
-        made = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = ltune("fit", "--run", name, *OPTIONS, env={"PYTHONPATH": str(tmp_path), **environment})
         said = [tmp_path / f"{name}-{rank}.txt" for rank in range(2)]
-        return made, [file.read_text() for file in said if file.exists()]
+        return done, [file.read_text() for file in said if file.exists()]
 
     return run
 
