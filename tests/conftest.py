@@ -63,16 +63,25 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture(scope="session")
 def ltune_in(request: pytest.FixtureRequest):
-    """Run ``ltune ARGUMENTS`` as a process in a folder; with ``fresh``, from the interpreter's start on, as a user does."""
+    """Run ``ltune ARGUMENTS`` as a process in a folder; with ``fresh``, from the interpreter's start on, as a user does; with ``ranks``, as
+    many that have started already."""
 
     import torch
 
-    def run(folder: Path, *arguments: object, timeout: float = 240, fresh: bool = False, env: dict | None = None, input: str = ""):
+    def run(
+        folder: Path,
+        *arguments: object,
+        timeout: float = 240,
+        fresh: bool = False,
+        ranks: int = 1,
+        env: dict | None = None,
+        input: str = "",
+    ):
         words, environment = list(map(str, arguments)), {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         options = {"cwd": folder, "timeout": timeout, "env": environment, "input": input}
         if fresh or torch.cuda.is_available():  # a process that was forked cannot use CUDA
             return subprocess.run([sys.executable, "-m", "ltune", *words], capture_output=True, text=True, **options)
-        return request.getfixturevalue("fork_server").run(words, **options)
+        return request.getfixturevalue("fork_server").run(words, ranks=ranks, **options)
 
     return run
 

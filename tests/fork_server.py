@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,10 +33,12 @@ class ForkServer:
         )
         self.orders, self.ends = self.process.stdin, self.process.stdout
 
-    def run(self, arguments: list[str], *, cwd: Path, env: dict, input: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        """``ltune ARGUMENTS``, as subprocess.run would."""
+    def run(
+        self, arguments: list[str], *, cwd: Path, env: dict, input: str, timeout: float, ranks: int = 1
+    ) -> subprocess.CompletedProcess[str]:
+        """``ltune ARGUMENTS``, as subprocess.run would; with several ranks the exit code is the first one's."""
         self.files[0].write_text(input)
-        order = {"arguments": arguments, "folder": str(cwd), "environment": env, "files": list(map(str, self.files))}
+        order = {"arguments": arguments, "folder": str(cwd), "environment": env, "files": list(map(str, self.files)), "ranks": ranks}
         print(json.dumps([timeout, order]), file=self.orders, flush=True)
         code = json.loads(self.ends.readline())
         out, err = (file.read_text() for file in self.files[1:])
@@ -88,7 +91,7 @@ def end_of(number: int, seconds: float) -> int | None:
     return None
 
 
-def become(arguments: list[str], folder: str, environment: dict[str, str], files: list[str]) -> None:
+def become(arguments: list[str], folder: str, environment: dict[str, str], files: list[str], ranks: int) -> None:
     """This process is ``ltune ARGUMENTS`` from here on."""
     from ltune.cli import main
 
@@ -101,11 +104,27 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], files
     os.environ.update(environment)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = ["ltune", *arguments]
+    if ranks > 1:
+        divide(ranks)
     code = main(arguments)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # taking all that was imported to pieces takes a second
+
+
+def divide(ranks: int) -> None:
+    """From here on there are so many processes, told which they are as torchrun tells it. The first one ends last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0"}
+    for rank in range(1, ranks):
+        other = os.fork()
+        if other == 0:
+            os.environ["LOCAL_RANK"] = str(rank)
+            return
+        atexit.register(os.waitpid, other, 0)
 
 
 if __name__ == "__main__":

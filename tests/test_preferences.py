@@ -68,7 +68,7 @@ def test_two_processes_train_as_one(ltune, metrics, tmp_path):
     common = ["--config", CONFIGS / "dpo.yaml", *SHORT, "--trainer.max_steps", 3, "--data.max_rows", 11, "--data.val_size", 1]
     one = ltune("fit", *common, "--run", "one", "--trainer.devices", 1)
     spread = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", 1]
-    two = ltune("fit", *common, "--run", "two", *spread, fresh=True)
+    two = ltune("fit", *common, "--run", "two", *spread, ranks=2)
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     mine, theirs = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(mine) == len(theirs)

@@ -5,24 +5,16 @@ import re
 import pytest
 from safetensors.torch import load_file
 
-# Imported by `ltune fit` with its callbacks: two ranks of one process, the quick way on the CPU, with so much memory free on each rank,
-# and so many tokens at once; told to stop after a step, if at all
+# Imported by `ltune fit` with its callbacks: the quick way on the CPU, with so much memory free on each rank, and for so many tokens at
+# once; told to stop after a step, if at all
 PROGRAM = """
-import atexit, os, signal, socket
+import os, signal
 import torch
 from lightning.pytorch import Callback
 from ltune.models.fast import build
 from ltune.models.fast.model import FastModel
 
-if "LOCAL_RANK" not in os.environ:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    if other := os.fork():
-        atexit.register(os.waitpid, other, 0)
-    os.environ["LOCAL_RANK"] = "0" if other else "1"
-rank = int(os.environ["LOCAL_RANK"])
+rank = int(os.environ.get("LOCAL_RANK", 0))
 build._require_device = lambda *arguments: None
 torch.cuda.mem_get_info = lambda: (int(os.environ["FREE"].split()[rank]), 2**40)
 room = int(os.environ.get("ROOM", "999 999").split()[rank])
@@ -57,7 +49,7 @@ def fit(ltune, rows, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def run(name, **environment):
-        done = ltune("fit", "--run", name, *OPTIONS, env={"PYTHONPATH": str(tmp_path), **environment})
+        done = ltune("fit", "--run", name, *OPTIONS, ranks=2, env={"PYTHONPATH": str(tmp_path), **environment})
         said = [tmp_path / f"{name}-{rank}.txt" for rank in range(2)]
         return done, [file.read_text() for file in said if file.exists()]
 

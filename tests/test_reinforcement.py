@@ -128,7 +128,7 @@ def test_two_processes_train_as_one(ltune, metrics, tmp_path):
         strategy = "ddp" if ranks > 1 else "auto"
         settings["trainer"] |= {"devices": ranks, "strategy": strategy, "accumulate_grad_batches": batches, "max_steps": 3}
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-        done = ltune("fit", "--config", "config.yaml", "--run", name, fresh=ranks > 1)
+        done = ltune("fit", "--config", "config.yaml", "--run", name, ranks=ranks)
         assert done.returncode == 0, done.stderr
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [line["train/loss"] for line in two] == pytest.approx([line["train/loss"] for line in one], abs=1e-4)

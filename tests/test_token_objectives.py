@@ -100,7 +100,7 @@ def test_two_processes_train_as_one(ltune, fit, metrics, tmp_path):
     ]  # fmt: skip
     one = fit("one", *options, "--trainer.devices", "1")
     several = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", 1]
-    two = ltune("fit", "--config", "config.yaml", *options, "--run", "two", *several, fresh=True)
+    two = ltune("fit", "--config", "config.yaml", *options, "--run", "two", *several, ranks=2)
     assert two.returncode == 0, two.stderr
     assert len(one) == 3  # the third has one row, so that a rank has none
     names = ["train/loss", "train/divergence", "train/cross_entropy", "train/teacher/cross_entropy", "train/grad_norm"]
