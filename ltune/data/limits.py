@@ -42,7 +42,9 @@ def limited(work: Callable[[], Result]) -> Result:
         TooMuch: It does.
         MemoryError: Within ``together``, all of it takes too much, and it is not known which; ask for each apart.
     """
-    if _Watch.on or not _can_limit():
+    if not _can_limit():
+        return work()
+    if _Watch.on:
         return _in_time(work)
     try:
         try:
@@ -81,8 +83,6 @@ def together() -> Iterator[None]:
 
 
 def _in_time(work: Callable[[], Result]) -> Result:
-    if not _Watch.on:
-        return work()
     _Watch.ticks = 0
     try:
         return work()

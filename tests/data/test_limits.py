@@ -2,7 +2,9 @@
 
 import resource
 import signal
+import threading
 import time
+from itertools import cycle, islice
 
 import pytest
 
@@ -10,6 +12,7 @@ from ltune.data.limits import MEMORY, SECONDS, limited, together
 from ltune.data.pieces import Conversation, PieceMaker
 from ltune.data.rendering import Template
 from ltune.data.rows import BadRow, Message
+from ltune.data.sane_values import TooMuch
 from ltune.data.tokens import Tokens
 from ltune.models.tokenizer import load_tokenizer
 
@@ -49,11 +52,22 @@ def test_each_piece_has_its_own_second():
 
 def test_the_row_that_takes_too_long_is_told_and_the_next_ones_go_on():
     with together():
-        with pytest.raises(Exception, match="not done after 1 s"):
+        with pytest.raises(TooMuch, match="not done after 1 s"):
             limited(lambda: busy(5 * SECONDS))
         assert limited(lambda: 1) == 1
     with pytest.raises(BadRow, match="(?s)second.*not done after 1 s"):
         maker(SLOW).pieces([row("first", "a"), row("second", "slow"), row("third", "b")])
+
+
+def test_another_thread_does_not_give_more_time():
+    def work():
+        other = threading.Thread(target=lambda: limited(lambda: None))
+        other.start()
+        other.join()
+        busy(5 * SECONDS)
+
+    with together(), pytest.raises(TooMuch, match="not done after 1 s"):
+        limited(work)
 
 
 def test_rows_that_are_huge_together_are_made_one_by_one(monkeypatch):
@@ -64,5 +78,5 @@ def test_rows_that_are_huge_together_are_made_one_by_one(monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_AS)
     assert [row.ids.tolist() for row, _ in maker(PLAIN).pieces(rows)] == [row.ids.tolist() for row, _ in made]
     with pytest.raises(MemoryError):
-        all_rendered(rows * 9)
+        all_rendered(islice(cycle(rows), 3000))
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
