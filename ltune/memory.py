@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from platform import node
 from typing import Any, Literal
 
 import torch
@@ -99,9 +100,10 @@ class Memory:
         if self.wanted == "speed":
             return quickest(fast.shape(), step.tokens, again=self.again)
         taken = torch.cuda.memory_allocated()
-        each = gather((torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - taken, free_memory(), taken))
-        free, hosts, loaded = (list(values) for values in zip(*each, strict=True))
-        host = min((one for one in hosts if one is not None), default=None)
+        each = gather((torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - taken, taken, free_memory(), node()))
+        free, loaded, hosts, names = (list(values) for values in zip(*each, strict=True))
+        shares = [one // names.count(name) for one, name in zip(hosts, names, strict=True) if one is not None]
+        host = min(shares, default=None)
         setting = choose(fast.shape(), min(free), step.tokens, longest, again=self.again, host=host)
         if reason := refusal(fast.shape(), setting, min(free), min(loaded), step.tokens, longest, host):
             raise UsageError(reason)

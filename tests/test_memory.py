@@ -9,7 +9,7 @@ from ltune.data.rows import Sequence
 from ltune.errors import UsageError
 from ltune.memory import Memory
 from ltune.models.fast.choice import least
-from ltune.models.fast.memory import Setting, needed
+from ltune.models.fast.memory import Setting, needed, on_host
 from ltune.models.fast.model import FastModel
 from ltune.models.load import load_model
 
@@ -49,6 +49,17 @@ def test_a_run_that_cannot_fit_is_not_begun(begin, fast, tmp_path):
     with pytest.raises(UsageError, match=r"training needs .* GiB of the GPU's memory(.|\n)*--model.memory least  tries it all the same"):
         begin("auto", room / 1.11)
     assert not (tmp_path / "memory.json").exists()
+
+
+def test_ranks_of_a_host_share_its_memory(fast, step, monkeypatch):
+    """With little of the GPU's memory, layers' inputs wait on the host: there is room for one rank's, or each one's of two hosts."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (35 * 10**6, 2**40))
+    waiting = on_host(fast.shape(), least(32))
+    monkeypatch.setattr("ltune.memory.free_memory", lambda: int(1.5 * waiting))
+    assert Memory("auto")._chosen(fast, step).offload
+    assert Memory("auto")._chosen(fast, step, lambda mine: [mine, (*mine[:-1], "another")]).offload
+    with pytest.raises(UsageError, match="of the host's memory"):
+        Memory("auto")._chosen(fast, step, lambda mine: [mine, mine])
 
 
 def test_told_otherwise_it_is_tried(begin):
