@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(arguments)
     except LtuneError as error:
-        print(f"error: {error}" if error.exit_code < 128 else error, file=sys.stderr)
+        if error.exit_code < 128:
+            print(f"error: {error}", file=sys.stderr)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":  # all ranks stop at the same step
+            print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

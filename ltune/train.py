@@ -1,9 +1,7 @@
 """fit, validate, test and predict: LightningCLI's, with our links, defaults and checks. The other commands never come here."""
 
 import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from ltune.data.contents import cache_folder, content_hash, hashes_in
 from ltune.data.datamodule import ChatData
 from ltune.errors import ResourceError, UsageError
 from ltune.memory import in_one_piece
+from ltune.messages import quiet
 from ltune.models.card import Card
 from ltune.models.precision import TruePrecision
 from ltune.module import FineTuner
@@ -231,15 +230,6 @@ def resolved(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
 def as_list(value: Any) -> list:
     """None: empty; a single one: a list of it."""
     return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def quiet() -> None:
-    """Our own messages and real warnings only: a user looks for the one line that matters."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "transformers", "httpx", "datasets", "bitsandbytes", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def main(command: str, argv: list[str]) -> int:

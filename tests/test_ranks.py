@@ -75,3 +75,12 @@ def test_only_the_rank_that_has_them_names_rows_that_are_bad(fit):
     assert done.returncode != 0
     assert "the loss is nan at step 1; the optimizer step was not taken.\nrows: on another rank" in done.stderr
     assert "the loss is nan at step 1; the optimizer step was not taken.\nrows: rows.jsonl:" in done.stderr
+
+
+def test_one_rank_speaks_for_all(fit):
+    """But for warnings, which may be one's own."""
+    done, _ = fit("short", **LITTLE, STOP="1")
+    said = done.stderr.splitlines()
+    assert sum("memory: micro-batches" in line for line in said) == sum("stopped by SIGTERM" in line for line in said) == 1
+    full = [line for line in said if "the GPU's memory was full" in line]
+    assert sum(line.startswith("rank 1: ") for line in full) == len(full) // 2 > 0

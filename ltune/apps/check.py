@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     wrong = bad_rows(argv, title)
     with importing():
         from ltune.apps.rehearsal import Rehearsal
-        from ltune.train import quiet
+        from ltune.messages import quiet
 
     quiet()
     rehearsal = Rehearsal(argv, with_trainer=True)

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     with importing():
         from ltune.apps.plan_text import as_dict, epoch_lines, lines, refuse
         from ltune.apps.rehearsal import Rehearsal
-        from ltune.train import quiet
+        from ltune.messages import quiet
 
     quiet()
     rehearsal = Rehearsal(rest)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     with importing():
         from ltune.apps.rehearsal import Rehearsal
         from ltune.apps.shown_rows import shown_rows
-        from ltune.train import quiet
+        from ltune.messages import quiet
 
     quiet()
     rehearsal = Rehearsal(rest)
