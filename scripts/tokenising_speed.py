@@ -39,12 +39,14 @@ def main() -> None:
 
 def compare(name: str, tokenizer: Any, template: str | None, rows: list, rounds: int) -> None:
     """The tokenizer alone on the rendered texts, rendering alone, and all of it."""
+    from tokenizers import Tokenizer
+
     from ltune.data.encode import Encoder
     from ltune.data.templates import load_template
 
     encoder = Encoder(load_template(template, tokenizer), tokenizer, max_length=2048)
     assert encoder.template is not None
-    render, direct = encoder.template.render, encoder.tokens.direct
+    render, direct = encoder.template.render, Tokenizer.from_str(encoder.tokens.json)  # as it comes
     texts = [segment.text for row in rows for segment in render(row.messages)]
     tokens = sum(map(len, direct.encode_batch_fast(texts, add_special_tokens=False)))
     contestants: dict[str, Callable[[list], Any]] = {

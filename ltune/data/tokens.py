@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece that stands for one byte of ordinary text
+WORDS = 50_000  # whose pieces a tokenizer remembers, in some 20 MB; by itself the first 10,000, and those of a thousand rows are more
 COPIES = 3  # large; more than one is needed only where texts have private characters
 NOTHING = re.compile(r"(?!)")
 
@@ -42,6 +43,7 @@ class Tokens:
         self.direct.no_padding()  # left behind by earlier calls of the tokenizer
         self.direct.no_truncation()
         self.json: str = self.direct.to_str()
+        _remember_words(self.direct)
         added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
         self.control = {content: id for content, id in added.items() if content and not _ordinary(content)}
         self.names = list(self.control)
@@ -55,6 +57,10 @@ class Tokens:
         self.is_control[[id for id in self.control.values() if id != tokenizer.unk_token_id]] = True
         self._shields: dict[tuple[int, bool], Shield] = {}
         self._blind: dict[int, Blind] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        _remember_words(self.direct)  # which is not sent along
 
     def found_in(self, texts: Iterable[str]) -> Counter[str]:
         """The control tokens that the texts spell, and how often."""
@@ -200,6 +206,13 @@ def _batch(tokenizer: "Tokenizer", texts: Sequence[str]) -> tuple[np.ndarray, li
     # One list of ids at a time: all together would not fit in the processor's caches
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, sum(counts))
     return ids, counts
+
+
+def _remember_words(tokenizer: "Tokenizer") -> None:
+    """More of them, where its kind does so at all."""
+    resize = getattr(tokenizer.model, "_resize_cache", None)
+    if resize is not None:
+        resize(WORDS)
 
 
 def _any_of(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from ltune.data.encode import Encoder
 from ltune.data.rows import Chat, Message, Text, ToolCall
@@ -177,3 +178,12 @@ def test_it_travels_to_another_process():
     there = pickle.loads(pickle.dumps(tokens))
     text = shield.text("a<think>b")
     assert there.encode_shielded([text], shield)[0].tolist() == tokens.encode_shielded([text], shield)[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_words_than_a_tokenizer_remembers(family):
+    tokens = built(family)[1]
+    texts = [" ".join(f"word{number * place}" for place in range(3, 300)) for number in range(1, 60)]
+    expected = [id for encoding in Tokenizer.from_str(tokens.json).encode_batch(texts, add_special_tokens=False) for id in encoding.ids]
+    for one in (tokens, tokens, pickle.loads(pickle.dumps(tokens))):
+        assert one.encode(texts)[0].tolist() == expected
