@@ -98,10 +98,9 @@ def tokenised(data: ChatData, world_size: int) -> PlannedRows:
         world_size=world_size,
         micro_batches=data.packed_micro_batches(),
     )
-    totals = sampler.shares(sampler.micro_batches(0), lengths)[:, 0]
-    heaviest = sampler.heaviest(lengths)
+    heaviest, shares = sampler.heaviest(lengths)
     batches: Any = Batches(rows, flat=data.layout == "flat", pad_id=data.tokenizer.pad_token_id)
-    return PlannedRows(batches[heaviest], int(lengths.max()), int(lengths.sum()), len(sampler), assumed=False, totals=totals)
+    return PlannedRows(batches[heaviest], int(lengths.max()), int(lengths.sum()), len(sampler), assumed=False, totals=shares[:, 0])
 
 
 def assumed(data: dict[str, Any]) -> PlannedRows:

@@ -232,7 +232,8 @@ class ChatData(LightningDataModule):
     @cached_property
     def heaviest_step(self) -> Step:
         """What a rank has in a step of the first epoch that has the most tokens: where it fits, all others do."""
-        return self._batches(self.train_rows)[self.window_sampler().heaviest(self.train_rows.lengths)]
+        window, _ = self.window_sampler().heaviest(self.train_rows.lengths)
+        return self._batches(self.train_rows)[window]
 
     def val_dataloader(self) -> DataLoader | list:
         """The held-out rows, or those of each of ``val_datasets`` in a loader of its own; in file order."""

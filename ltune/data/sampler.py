@@ -95,23 +95,19 @@ class WindowSampler(Sampler[Window]):
         first = number // self.repeats * size
         return self.deal(micro_batches[first : first + size], (epoch, number))
 
-    def heaviest(self, lengths: np.ndarray) -> Window:
-        """What a rank computes in a step of the first epoch that has the most tokens; the same on all ranks.
+    def heaviest(self, lengths: np.ndarray) -> tuple[Window, np.ndarray]:
+        """What a rank computes in a step of the first epoch that has the most tokens, the same on all ranks; and the tokens of each rank in
+        each step of that epoch, (steps, ranks).
 
         Args:
             lengths: Tokens of each row, (rows,).
         """
-        micro_batches = self.micro_batches(0)
-        number, rank = divmod(int(self.shares(micro_batches, lengths).argmax()), self.world_size)
-        size = self.accumulate * self.world_size
-        return self.deal(micro_batches[number * size : (number + 1) * size], (0, number * self.repeats), rank)
-
-    def shares(self, micro_batches: list[tuple[int, ...]], lengths: np.ndarray) -> np.ndarray:
-        """Tokens of each rank in each window of an epoch's micro-batches, (windows, ranks)."""
+        micro_batches, size = self.micro_batches(0), self.accumulate * self.world_size
         begins = np.cumsum([0, *map(len, micro_batches[:-1])])
         tokens = np.add.reduceat(lengths[np.concatenate(micro_batches)], begins)  # of each micro-batch
-        missing = -len(tokens) % (self.accumulate * self.world_size)
-        return np.pad(tokens, (0, missing)).reshape(-1, self.accumulate, self.world_size).sum(1)
+        shares = np.pad(tokens, (0, -len(tokens) % size)).reshape(-1, self.accumulate, self.world_size).sum(1)
+        number, rank = divmod(int(shares.argmax()), self.world_size)
+        return self.deal(micro_batches[number * size : (number + 1) * size], (0, number * self.repeats), rank), shares
 
     def micro_batches(self, epoch: int) -> list[tuple[int, ...]]:
         """All micro-batches of an epoch, over all ranks, in their order."""
