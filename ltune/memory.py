@@ -40,11 +40,6 @@ def in_one_piece() -> None:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
-def alone(value: Any) -> list[Any]:
-    """A value of each rank, where there is one."""
-    return [value]
-
-
 class Memory:
     """The setting in force.
 
@@ -71,7 +66,7 @@ class Memory:
 
     # -- before the first step --------------------------------------------------------------------------------------------------------
 
-    def settle(self, file: Path, step: Step, rehearse: Callable[[], None], gather: Gather = alone) -> None:
+    def settle(self, file: Path, step: Step, rehearse: Callable[[], None], gather: Gather) -> None:
         """Take the recorded setting or choose one, and try it on the largest step, so that memory runs out now or not at all. All ranks
         take the same: the checkpoint has one.
 
@@ -93,7 +88,7 @@ class Memory:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, json.dumps(plain(self.setting), indent=1) + "\n")
 
-    def _chosen(self, fast: FastModel, step: Step, gather: Gather = alone) -> Setting:
+    def _chosen(self, fast: FastModel, step: Step, gather: Gather) -> Setting:
         longest = max(len(sequence) for sequences in step.sequences.values() for sequence in sequences)
         if self.wanted == "least":
             return least(step.tokens)

@@ -19,6 +19,11 @@ def fast():
     return FastModel(load_model("tiny", dtype=torch.float32).requires_grad_(False), torch.float32)
 
 
+def alone(value):
+    """A value of each rank, of which there is one."""
+    return [value]
+
+
 @pytest.fixture
 def step():
     """Four rows of 32 tokens, in two micro-batches."""
@@ -34,7 +39,7 @@ def begin(fast, step, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), 2**40))
         memory = Memory(wanted)
         memory.fast = fast
-        memory.settle(tmp_path / "memory.json", step, lambda: None)
+        memory.settle(tmp_path / "memory.json", step, lambda: None, alone)
         return memory.setting
 
     return chosen
@@ -56,7 +61,7 @@ def test_ranks_of_a_host_share_its_memory(fast, step, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (35 * 10**6, 2**40))
     waiting = on_host(fast.shape(), least(32))
     monkeypatch.setattr("ltune.memory.free_memory", lambda: int(1.5 * waiting))
-    assert Memory("auto")._chosen(fast, step).offload
+    assert Memory("auto")._chosen(fast, step, alone).offload
     assert Memory("auto")._chosen(fast, step, lambda mine: [mine, (*mine[:-1], "another")]).offload
     with pytest.raises(UsageError, match="of the host's memory"):
         Memory("auto")._chosen(fast, step, lambda mine: [mine, mine])
@@ -69,4 +74,4 @@ def test_told_otherwise_it_is_tried(begin):
 def test_told_to_take_as_little_as_can_be(fast, step, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 2**40))
     memory = Memory("least")
-    assert memory._chosen(fast, step).offload
+    assert memory._chosen(fast, step, alone).offload

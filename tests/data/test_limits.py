@@ -77,6 +77,7 @@ def test_rows_that_are_huge_together_are_made_one_by_one(monkeypatch):
     monkeypatch.setattr("ltune.data.limits.MEMORY", MEMORY // 512)
     limits = resource.getrlimit(resource.RLIMIT_AS)
     assert [row.ids.tolist() for row, _ in maker(PLAIN).pieces(rows)] == [row.ids.tolist() for row, _ in made]
+    assert [asked.row.place for asked in maker(PLAIN)._ask_all(rows * 40)] == [row.place for row in rows * 40]
     with pytest.raises(MemoryError):
         all_rendered(islice(cycle(rows), 3000))
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
